@@ -1,0 +1,286 @@
+"""One span for every call, one trace for every program run, by the GenAI semantic conventions.
+
+What you get
+    LM calls as client spans ``chat {model}`` with tokens, served model, finish reason, cost and cache hit; modules,
+    tools, evaluations and compilations as internal spans around them, across threads and tasks, with your own manual
+    spans in their places; a failed format or parse as an event on its module's span; and, where there is a
+    ``MeterProvider``, the histograms ``gen_ai.client.token.usage`` and ``gen_ai.client.operation.duration``.
+Where spans go
+    See ``pipeline``: providers that you pass, else the global ones, else an OTLP exporter when
+    ``OTEL_EXPORTER_OTLP_ENDPOINT`` or ``OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`` is set (HTTP and gRPC), else nowhere.
+Content
+    Off. ``Tracing(capture_content="redacted")`` adds messages, arguments and results after redaction; ``"raw"`` leaves
+    out credentials only.
+Options
+    :class:`Tracing`.
+Order and composition
+    Any. Two of them on one provider make one span. Where another instrumentation has already opened an inference span
+    and says so in the context, the LM call gets no second one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Final, get_args
+
+from opentelemetry import context as context_api
+from opentelemetry.metrics import Histogram, MeterProvider
+from opentelemetry.semconv._incubating.attributes import gen_ai_attributes as gen_ai
+from opentelemetry.semconv._incubating.metrics import gen_ai_metrics
+from opentelemetry.semconv.attributes import error_attributes, exception_attributes
+from opentelemetry.trace import (
+    NonRecordingSpan,
+    Span,
+    SpanKind,
+    StatusCode,
+    TracerProvider,
+    set_span_in_context,
+)
+
+from dspy_observe import conventions as names
+from dspy_observe.callbacks.base import RecordCallback
+from dspy_observe.callbacks.otel.attributes import (
+    content_attributes,
+    end_attributes,
+    model_name,
+    span_name,
+    start_attributes,
+)
+from dspy_observe.callbacks.otel.context import Layers
+from dspy_observe.callbacks.otel.pipeline import Pipeline
+from dspy_observe.environment import env_default, parse_bool
+from dspy_observe.errors import ConfigurationError
+from dspy_observe.handoff import Handoff
+from dspy_observe.ledger import LEDGER
+from dspy_observe.records import ADAPTER_KINDS, CallRecord, CallStart, ContentMode, RegistryEvent, Score
+
+__all__ = ["OTelCallback", "Tracing"]
+
+_NANOSECONDS: Final = 1_000_000_000
+
+
+def _content_mode(text: str) -> ContentMode:
+    return text  # type: ignore[return-value]  # checked with all other fields
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tracing:
+    """What spans hold and where they go.
+
+    Raises:
+        ConfigurationError: A field has a value that cannot work.
+    """
+
+    tracer_provider: TracerProvider | None = None
+    """Where spans go; ``None`` chooses as the module's page says."""
+    meter_provider: MeterProvider | None = None
+    """Where the GenAI histograms go; ``None`` is the global one, if the application has set one."""
+    capture_content: ContentMode = field(
+        default_factory=env_default("DSPY_OBSERVE_TRACING_CAPTURE_CONTENT", "none", _content_mode)
+    )
+    """``none``, ``redacted``, or ``raw`` (credentials are left out even then)."""
+    max_content_chars: int = field(default_factory=env_default("DSPY_OBSERVE_TRACING_MAX_CONTENT_CHARS", 8192, int))
+    """Characters of one content attribute, at least 1; cut after redaction."""
+    adapter_spans: bool = field(default_factory=env_default("DSPY_OBSERVE_TRACING_ADAPTER_SPANS", False, parse_bool))
+    """Whether formatting and parsing get spans of their own."""
+
+    def __post_init__(self) -> None:
+        if self.capture_content not in get_args(ContentMode):
+            modes = ", ".join(get_args(ContentMode))
+            raise ConfigurationError(
+                "Tracing.capture_content", f"{self.capture_content!r} is no mode", f"Use one of {modes}"
+            )
+        if not isinstance(self.max_content_chars, int) or self.max_content_chars < 1:
+            raise ConfigurationError(
+                "Tracing.max_content_chars", f"{self.max_content_chars!r} is below 1", "Use 1 or more characters"
+            )
+        for name, method in (("tracer_provider", "get_tracer"), ("meter_provider", "get_meter")):
+            value = getattr(self, name)
+            if value is not None and not callable(getattr(value, method, None)):
+                raise ConfigurationError(
+                    f"Tracing.{name}", f"{type(value).__name__} has no {method}()", "Pass an OpenTelemetry provider"
+                )
+
+
+class OTelCallback(RecordCallback):
+    """Record spans and the GenAI histograms.
+
+    Args:
+        tracing: Providers and content; ``None`` takes the defaults and the environment.
+        service: ``service.name`` where an exporter of ours is made; ``None`` leaves it to ``OTEL_SERVICE_NAME``.
+
+    Raises:
+        ConfigurationError: An ``OTEL_*`` variable has a value that cannot work.
+    """
+
+    def __init__(self, tracing: Tracing | None = None, *, service: str | None = None) -> None:
+        options = tracing or Tracing()
+        self.content = options.capture_content
+        self._max_chars = options.max_content_chars
+        if not options.adapter_spans:
+            self.failures_only = ADAPTER_KINDS
+        self._pipeline = Pipeline(options.tracer_provider, options.meter_provider, service)
+        self._tracer = self._pipeline.tracer_provider.get_tracer(names.INSTRUMENTATION_NAME)
+        self._layers = Layers()
+        self._handoff = Handoff("otel.span_end")
+        self._tokens, self._durations = _histograms(self._pipeline.meter_provider)
+
+    @property
+    def identity(self) -> object:
+        return ("otel", id(self._pipeline.tracer_provider))
+
+    def started(self, start: CallStart) -> None:
+        inference = start.kind == "lm"
+        if inference and self._foreign_inference():
+            return
+        base = self._layers.parent_context(start)
+        span = self._tracer.start_span(
+            span_name(start),
+            base,
+            SpanKind.CLIENT if inference else SpanKind.INTERNAL,
+            start_attributes(start),  # type: ignore[arg-type]  # the API's type forbids dict's invariance
+            start_time=int(start.started_at * _NANOSECONDS),
+            record_exception=False,
+            set_status_on_exception=False,
+        )
+        context = span.get_span_context()
+        if not context.is_valid:
+            return  # no provider: nothing to be a parent of
+        self._layers.enter(start, span, base, inference=inference)
+        if context.trace_flags.sampled:
+            LEDGER.link(start.call_id, f"{context.trace_id:032x}", f"{context.span_id:016x}")
+
+    def finished(self, record: CallRecord) -> None:
+        if record.kind == "lm":
+            self._measure(record)
+        span = self._layers.leave(record.call_id)
+        if span is None:
+            if record.kind in self.failures_only:
+                self._note_adapter_failure(record)
+            return
+        if span.is_recording():
+            self._describe(span, record)
+        end_time = int((record.started_at + record.duration_s) * _NANOSECONDS)
+        self._handoff.run(span.end, end_time)
+
+    def dropped(self, start: CallStart) -> None:
+        span = self._layers.leave(start.call_id)
+        if span is not None:
+            span.set_status(StatusCode.ERROR, "call given up by the observer")
+            self._handoff.run(span.end)
+
+    def happened(self, event: RegistryEvent) -> None:
+        """Record a registry event as a span of its own."""
+        attributes: dict[str, Any] = {
+            name: value
+            for name, value in (
+                (names.ATTR_PROGRAM, event.program),
+                (names.ATTR_VERSION, event.version),
+                ("deployment.environment.name", event.environment),
+            )
+            if value is not None
+        }
+        attributes.update({f"dspy.registry.{key}": str(value) for key, value in event.data.items()})
+        at = int(event.at * _NANOSECONDS)
+        span = self._tracer.start_span(event.name, attributes=attributes, start_time=at)
+        if event.name.endswith("_error"):
+            span.set_status(StatusCode.ERROR)
+        self._handoff.run(span.end, at)
+
+    def scored(self, score: Score) -> None:
+        """Record a score as an evaluation result on the span of its call, or on a span of its own."""
+        attributes: dict[str, Any] = {
+            gen_ai.GEN_AI_EVALUATION_NAME: score.source,
+            gen_ai.GEN_AI_EVALUATION_SCORE_VALUE: score.value,
+            names.ATTR_CALL_ID: score.call_id,
+            names.ATTR_ROLE: score.role,
+        }
+        if score.program is not None:
+            attributes[names.ATTR_PROGRAM] = score.program
+        if score.version is not None:
+            attributes[names.ATTR_VERSION] = score.version
+        place = self._layers.place_of(score.call_id)
+        at = int(score.at * _NANOSECONDS)
+        base = set_span_in_context(NonRecordingSpan(place)) if place is not None else None
+        span = self._tracer.start_span(names.EVENT_EVALUATION_RESULT, base, attributes=attributes, start_time=at)
+        self._handoff.run(span.end, at)
+
+    def flush(self, timeout_s: float) -> bool:
+        """Send waiting spans and metrics; returns whether all went out in time."""
+        return self._handoff.flush(timeout_s) and self._pipeline.flush(timeout_s)
+
+    def close(self) -> None:
+        """Shut down the exporters that are ours."""
+        self._pipeline.close()
+
+    def _foreign_inference(self) -> bool:
+        other = context_api.get_value(names.INFERENCE_SPAN_KEY)
+        if not isinstance(other, Span) or not other.is_recording():
+            return False
+        return not self._layers.owns(other)
+
+    def _describe(self, span: Span, record: CallRecord) -> None:
+        attributes = end_attributes(record)
+        if self.content != "none":
+            attributes.update(content_attributes(record, self._max_chars))
+        if attributes:
+            span.set_attributes(attributes)  # type: ignore[arg-type]
+        if record.error_type is None:
+            return
+        event: dict[str, Any] = {exception_attributes.EXCEPTION_TYPE: record.error_type}
+        if self.content != "none" and record.error_message is not None:
+            event[exception_attributes.EXCEPTION_MESSAGE] = record.error_message[: self._max_chars]
+        span.add_event("exception", event)
+        # The text of an error quotes prompts and replies; its type is enough for a status.
+        span.set_status(StatusCode.ERROR, record.error_type)
+
+    def _note_adapter_failure(self, record: CallRecord) -> None:
+        span = self._layers.span_of(record.parent_id)
+        if span is not None:
+            span.add_event(
+                names.EVENT_ADAPTER_FAILURE,
+                {
+                    "dspy.adapter": record.name,
+                    "dspy.adapter.stage": record.kind.removeprefix("adapter_"),
+                    error_attributes.ERROR_TYPE: record.error_type or record.outcome,
+                },
+            )
+
+    def _measure(self, record: CallRecord) -> None:
+        if self._durations is None or self._tokens is None or record.cache_hit:
+            return
+        attributes: dict[str, str] = {gen_ai.GEN_AI_OPERATION_NAME: record.operation or "chat"}
+        for name, value in (
+            (gen_ai.GEN_AI_PROVIDER_NAME, record.provider),
+            (gen_ai.GEN_AI_REQUEST_MODEL, model_name(record.model_requested)),
+            (gen_ai.GEN_AI_RESPONSE_MODEL, record.model_served),
+        ):
+            if value is not None:
+                attributes[name] = value
+        usage = record.usage
+        if usage is not None:
+            for kind, count in (("input", usage.prompt), ("output", usage.completion)):
+                if count is not None:
+                    self._tokens.record(count, {**attributes, gen_ai.GEN_AI_TOKEN_TYPE: kind})
+        if record.error_type is not None:
+            attributes[error_attributes.ERROR_TYPE] = record.error_type
+        self._durations.record(record.duration_s, attributes)
+
+
+def _histograms(provider: MeterProvider | None) -> tuple[Histogram | None, Histogram | None]:
+    if provider is None:
+        return None, None
+    meter = provider.get_meter(names.INSTRUMENTATION_NAME)
+    tokens = meter.create_histogram(
+        gen_ai_metrics.GEN_AI_CLIENT_TOKEN_USAGE,
+        "{token}",
+        "Number of input and output tokens used.",
+        explicit_bucket_boundaries_advisory=names.TOKEN_BUCKETS,
+    )
+    durations = meter.create_histogram(
+        gen_ai_metrics.GEN_AI_CLIENT_OPERATION_DURATION,
+        "s",
+        "GenAI operation duration.",
+        explicit_bucket_boundaries_advisory=names.OPERATION_BUCKETS_S,
+    )
+    return tokens, durations

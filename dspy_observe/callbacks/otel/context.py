@@ -1,0 +1,126 @@
+"""Which span is a call's parent, and which span is current while the call runs.
+
+DSPy's own call ids cross its thread pools, OpenTelemetry's context variables do not; a user's manual spans are known to
+OpenTelemetry only. So each call attaches a layer to the ambient context: its span, together with its call id and the
+context that was there before. The ambient context is used when its layer is the call's parent, which keeps manual spans
+in between; otherwise the parent's layer is found by call id. At the end of a call the context is restored only where
+our layer is still in it, and never by token: end handlers may run in another context, and in the order of the start
+handlers.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from opentelemetry import context as context_api
+from opentelemetry.context import Context
+from opentelemetry.trace import INVALID_SPAN, NonRecordingSpan, Span, SpanContext, set_span_in_context
+
+from dspy_observe.conventions import INFERENCE_SPAN_KEY, MAX_ENDED_CALLS
+from dspy_observe.facts.recent import Recent
+from dspy_observe.records import CallStart
+
+__all__ = ["Layers"]
+
+_LAYER: Final = context_api.create_key("dspy_observe.layer")
+_EMPTY: Final = Context()
+_SPAN_KEY: Final = next(iter(set_span_in_context(INVALID_SPAN, Context())))
+
+
+class Layer:
+    """A call's span and the two contexts around it."""
+
+    __slots__ = ("call_id", "context", "open", "owner", "previous", "span")
+
+    def __init__(self, owner: Layers, call_id: str, span: Span, base: Context, previous: Context) -> None:
+        self.owner = owner
+        self.call_id = call_id
+        self.span = span
+        self.open = True
+        self.previous = previous
+        # One copy of the dictionary instead of the two that set_span_in_context and set_value make.
+        self.context = Context({**base, _SPAN_KEY: span, _LAYER: self})
+
+
+class Layers:
+    """The layers of one callback's open calls, and where the ended ones stood in their traces."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, Layer] = {}
+        # Only the ids of ended spans: a span holds its content, and a late child needs no more than its parent's place.
+        self._ended: Recent[SpanContext] = Recent(MAX_ENDED_CALLS)
+
+    def parent_context(self, start: CallStart) -> Context:
+        """The context whose span is the parent of a call that begins now."""
+        ambient = context_api.get_current()
+        layer = self._own(ambient)
+        if layer is not None and layer.call_id == start.parent_id:
+            return ambient
+        if start.parent_id is not None:
+            parent = self._open.get(start.parent_id)
+            if parent is not None:
+                return parent.context
+        while layer is not None and not layer.open:  # left behind by a callback that restored our ended layer
+            ambient = layer.previous
+            layer = self._own(ambient)
+        ended = self.place_of(start.parent_id)
+        return set_span_in_context(NonRecordingSpan(ended), ambient) if ended is not None else ambient
+
+    def enter(self, start: CallStart, span: Span, base: Context, *, inference: bool) -> None:
+        """Make a call's span current.
+
+        Args:
+            start: The call.
+            span: Its span.
+            base: What :meth:`parent_context` returned.
+            inference: Whether the span stands for a model inference, which other instrumentations then leave to us.
+        """
+        if inference:
+            base = context_api.set_value(INFERENCE_SPAN_KEY, span, base)
+        layer = Layer(self, start.call_id, span, base, context_api.get_current())
+        self._open[start.call_id] = layer
+        context_api.attach(layer.context)
+
+    def span_of(self, call_id: str | None) -> Span | None:
+        """The span of an open call."""
+        layer = self._open.get(call_id) if call_id is not None else None
+        return layer.span if layer is not None else None
+
+    def place_of(self, call_id: str | None) -> SpanContext | None:
+        """Trace and span id of a call that is open or ended not long ago."""
+        if call_id is None:
+            return None
+        layer = self._open.get(call_id)
+        return layer.span.get_span_context() if layer is not None else self._ended.get(call_id)
+
+    def leave(self, call_id: str) -> Span | None:
+        """Take a call's span out and restore the context that was there before it.
+
+        The context is left as it is where the call's layer is not the newest in it: in another context, or when
+        somebody else's layer was left behind.
+
+        Returns:
+            The span, for the caller to end; ``None`` when the call has none.
+        """
+        layer = self._open.pop(call_id, None)
+        if layer is None:
+            return None
+        layer.open = False
+        layer.context = _EMPTY  # a context holds its layer: without this the two would wait for the garbage collector
+        self._ended.remember(call_id, layer.span.get_span_context())
+        if context_api.get_current().get(_LAYER) is layer:
+            context_api.attach(layer.previous)
+        return layer.span
+
+    def owns(self, span: object) -> bool:
+        """Whether a span was made for one of our calls."""
+        layer = self._own(context_api.get_current())
+        while layer is not None:
+            if layer.span is span:
+                return True
+            layer = self._own(layer.previous)
+        return False
+
+    def _own(self, context: Context) -> Layer | None:
+        layer = context.get(_LAYER)
+        return layer if isinstance(layer, Layer) and layer.owner is self else None

@@ -1,0 +1,84 @@
+"""Versions and quality: registry events, evaluations and scores as metrics.
+
+What you get
+    Which version is deployed since when, what happened in the registry, how rollbacks ended, how good answers and
+    evaluations are.
+Metrics
+    ``dspy_registry_events_total``, ``dspy_deployed_version_info``, ``dspy_deployment_timestamp_seconds``,
+    ``dspy_rollbacks_total``, ``dspy_score``, ``dspy_evaluation_score``.
+Options
+    :class:`~dspy_observe.metrics.Metrics`.
+Order and composition
+    Any. Hand registry events to :meth:`RegistryEventCallback.happened`; ``configure(registry=...)`` subscribes for you
+    and tells every callback.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from dspy_observe.callbacks.base import RecordCallback
+from dspy_observe.conventions import REGISTRY_PREFIX
+from dspy_observe.metrics import Metrics, instruments
+from dspy_observe.records import CallRecord, RegistryEvent, Score
+
+__all__ = ["RegistryEventCallback"]
+
+_MOVES: Final = frozenset({"deploy_complete", "rollback_complete"})
+_ROLLBACK_ENDS: Final = {"rollback_complete": "complete", "rollback_error": "error"}
+
+
+class RegistryEventCallback(RecordCallback):
+    """Receive registry events, evaluations and scores, and export them as Prometheus metrics.
+
+    Args:
+        metrics: Registry and label ceiling; ``None`` takes the defaults and the environment.
+    """
+
+    kinds = frozenset({"evaluate"})
+
+    def __init__(self, metrics: Metrics | None = None) -> None:
+        own = instruments(metrics)
+        self._instruments = own
+        self._events = own["dspy_registry_events_total"]
+        self._deployed = own["dspy_deployed_version_info"]
+        self._deployed_at = own["dspy_deployment_timestamp_seconds"]
+        self._rollbacks = own["dspy_rollbacks_total"]
+        self._score = own["dspy_score"]
+        self._evaluation = own["dspy_evaluation_score"]
+        self._current: dict[tuple[str, str | None], str] = {}
+
+    @property
+    def identity(self) -> object:
+        return ("registry", id(self._instruments))
+
+    def finished(self, record: CallRecord) -> None:
+        if record.score is not None:
+            self._evaluation.child(record.program, record.version, record.dataset).set(record.score)
+
+    def happened(self, event: RegistryEvent) -> None:
+        """Book one registry event.
+
+        Args:
+            event: What changed; events of one program arrive in the order of their commits.
+        """
+        short = event.name.removeprefix(REGISTRY_PREFIX)
+        self._events.child(event.program, short).inc()
+        if short in _MOVES and event.version is not None:
+            key = (event.program, event.environment)
+            before = self._current.get(key)
+            if before is not None and before != event.version:
+                self._deployed.child(*key, before).set(0)
+                self._deployed.remove(*key, before)
+            self._current[key] = event.version
+            self._deployed.child(*key, event.version).set(1)
+            self._deployed_at.child(*key).set(event.at)
+        if short in _ROLLBACK_ENDS:
+            trigger = event.data.get("trigger")
+            trigger = trigger if trigger in ("alert", "monitor", "manual") else None
+            self._rollbacks.child(event.program, event.environment, trigger, _ROLLBACK_ENDS[short]).inc()
+
+    def scored(self, score: Score) -> None:
+        """Book one score on the version that gave the answer."""
+        exemplar = None if score.trace_id is None else {"trace_id": score.trace_id}
+        self._score.child(score.program, score.version, score.role, score.source).observe(score.value, exemplar)

@@ -1,0 +1,68 @@
+"""Options from the environment: ``DSPY_OBSERVE_<ROOM>_<FIELD>`` fills what the caller left unset.
+
+Option classes use :func:`env_default` as a dataclass ``default_factory``, so the variable is read when the options are
+built, an argument always wins, and a stand-alone callback honours the same variables as ``configure()``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TypeVar
+
+from dspy_observe.errors import ConfigurationError
+
+__all__ = ["env_default", "parse_bool", "parse_floats"]
+
+T = TypeVar("T")
+
+_TRUE = frozenset({"1", "true", "yes", "on"})
+_FALSE = frozenset({"0", "false", "no", "off"})
+
+
+def parse_bool(text: str) -> bool:
+    """Read a switch: 1/true/yes/on or 0/false/no/off, in any case.
+
+    Raises:
+        ValueError: The text is none of these.
+    """
+    lowered = text.strip().lower()
+    if lowered in _TRUE:
+        return True
+    if lowered in _FALSE:
+        return False
+    raise ValueError("expected true or false")
+
+
+def parse_floats(text: str) -> tuple[float, ...]:
+    """Read a comma-separated list of numbers, such as ``"0.1,0.5,1"``.
+
+    Raises:
+        ValueError: A part is not a number.
+    """
+    return tuple(float(part) for part in text.split(","))
+
+
+def env_default(variable: str, default: T, parse: Callable[[str], T]) -> Callable[[], T]:
+    """Make a dataclass ``default_factory`` that reads one environment variable.
+
+    Args:
+        variable: The variable's full name.
+        default: The value when the variable is unset or empty.
+        parse: Turns the text into the value; raises ``ValueError`` on text it cannot read.
+
+    Returns:
+        A function without arguments, for ``dataclasses.field(default_factory=...)``. It raises
+        :class:`~dspy_observe.errors.ConfigurationError` naming the variable when its text cannot be read.
+    """
+
+    def factory() -> T:
+        text = os.environ.get(variable, "")
+        if not text:
+            return default
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise ConfigurationError(variable, f"{text!r} cannot be read ({error})", "Correct or unset it") from None
+
+    return factory

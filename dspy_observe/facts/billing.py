@@ -1,0 +1,236 @@
+"""Read what was caught of one LM call: tokens, cost, cache hit, served model, finish reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import dspy
+from dspy import lm15
+from dspy.clients.base_lm import GLOBAL_HISTORY
+from dspy.clients.capabilities import resolve
+from dspy.clients.costs import estimate_cost
+
+from dspy_observe.facts.lm import LMCapture
+from dspy_observe.records import Usage
+
+__all__ = ["LMFacts", "gather", "normalise_usage"]
+
+_HISTORY_SCAN: Final = 1_000  # newest entries looked at by identity; ours is among the last of all running threads
+_NOTHING_BILLED: Final = Usage(0, 0, 0, 0, 0)
+_UNKNOWN: Final = Usage()
+_NUMBERS: Final = (int, float)
+_DETAILS: Final = ("cached_tokens", "cache_creation_tokens", "reasoning_tokens")
+
+
+@dataclass(slots=True)
+class LMFacts:
+    """Figures of one finished LM call; the fields are those of :class:`~dspy_observe.records.CallRecord`."""
+
+    usage: Usage
+    cost_usd: float | None
+    cost_saved_usd: float | None
+    cache_hit: bool | None
+    billed_but_failed: bool
+    model_served: str | None
+    response_id: str | None
+    finish_reason: str | None
+
+
+def gather(capture: LMCapture, instance: Any, outputs: Any, exception: BaseException | None) -> LMFacts:
+    """Put together what one LM call used.
+
+    A call that succeeded without reporting any usage object to DSPy's tracker was answered by DSPy's cache: a live
+    reply without figures still reports an empty one.
+
+    Args:
+        capture: The taps that were in place during the call.
+        instance: The LM that was called.
+        outputs: What the call returned, the very object.
+        exception: What it raised, or ``None``.
+    """
+    entry: Any = capture.entry
+    if entry is None and exception is None:
+        entry = _find_entry(outputs)
+    if not isinstance(entry, dict):
+        entry = {}
+    response = entry.get("response") if entry else _typed_response(outputs)
+    cache_hit = _cache_hit(capture, instance, entry, exception)
+    usages = capture.usages
+    if not usages and not isinstance(instance, dspy.BaseLM) and isinstance(entry.get("usage"), Mapping):
+        usages = [entry["usage"]]
+    usage = _NOTHING_BILLED if cache_hit else _sum(usages)
+    listed = _number(entry.get("cost"))
+    cost: float | None = None
+    if cache_hit:
+        cost = 0.0  # the history of a hit repeats what the first call cost
+    elif usage.known:  # LiteLLM lists 0.0 for a stream whose usage it never saw
+        cost = listed if entry else _estimate(instance, usage, response)
+    return LMFacts(
+        usage,
+        cost,
+        listed if cache_hit else None,
+        cache_hit,
+        exception is not None and usage.known,
+        _text(entry.get("response_model") or _field(response, "model")),
+        _text(_field(response, "id")),
+        _finish_reason(response),
+    )
+
+
+def _cache_hit(
+    capture: LMCapture, instance: Any, entry: Mapping[str, Any], exception: BaseException | None
+) -> bool | None:
+    if exception is not None:
+        return None
+    if isinstance(instance, dspy.BaseLM):
+        return not capture.usages
+    hit = entry.get("cache_hit")  # LMs of other kinds write the flag themselves
+    return bool(hit) if hit is not None else None
+
+
+def normalise_usage(entry: Mapping[str, Any]) -> Usage:
+    """Read a usage report in any of the spellings that providers use.
+
+    A report of 0 prompt and 0 completion tokens is what LiteLLM and dummy models write when they do not know; no
+    provider bills a call with an empty prompt. It is read as unknown.
+    """
+    prompt = _count(entry, "prompt_tokens", "input_tokens")
+    completion = _count(entry, "completion_tokens", "output_tokens")
+    if not prompt and not completion:
+        return _UNKNOWN
+    into = _details(entry, "prompt_tokens_details", "input_tokens_details")
+    out_of = _details(entry, "completion_tokens_details", "output_tokens_details")
+    cache_read = _count(into, "cached_tokens")
+    cache_write = _count(into, "cache_creation_tokens")
+    return Usage(
+        prompt,
+        completion,
+        cache_read if cache_read is not None else _count(entry, "cache_read_input_tokens"),
+        cache_write if cache_write is not None else _count(entry, "cache_creation_input_tokens"),
+        _count(out_of, "reasoning_tokens"),
+    )
+
+
+def _sum(entries: list[dict[str, Any]]) -> Usage:
+    """Add the reports of one call. What one report lacks does not hide what another one has: it was billed."""
+    if len(entries) == 1:
+        return normalise_usage(entries[0])
+    total = _UNKNOWN
+    for usage in map(normalise_usage, entries):
+        total = Usage(
+            _plus(total.prompt, usage.prompt),
+            _plus(total.completion, usage.completion),
+            _plus(total.cache_read, usage.cache_read),
+            _plus(total.cache_write, usage.cache_write),
+            _plus(total.reasoning, usage.reasoning),
+        )
+    return total
+
+
+def _plus(left: int | None, right: int | None) -> int | None:
+    if left is None or right is None:
+        return left if right is None else right
+    return left + right
+
+
+def _count(entry: Mapping[str, Any], *keys: str) -> int | None:
+    for key in keys:
+        value = entry.get(key)
+        if type(value) is not int:  # the rule, and quick; the rest are an SDK's own number types
+            value = _number(value)
+        if value is not None and value >= 0 and value == int(value):
+            return int(value)
+    return None
+
+
+def _number(value: Any) -> float | int | None:
+    return value if isinstance(value, _NUMBERS) and not isinstance(value, bool) else None
+
+
+def _details(entry: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
+    for key in keys:
+        value = entry.get(key)
+        if type(value) is dict or isinstance(value, Mapping):
+            return value
+        if value is not None:  # an SDK's own object
+            return {name: getattr(value, name, None) for name in _DETAILS}
+    return {}
+
+
+def _estimate(instance: Any, usage: Usage, response: Any) -> float | None:
+    """Price the tokens by DSPy's own list when there is no history entry that holds the price.
+
+    That is so under ``disable_history`` and for candidates that were billed before the call failed.
+    """
+    if not isinstance(getattr(instance, "_engine_spec", None), str) or usage.prompt is None:
+        return None  # a custom engine has no price list
+    route = resolve(instance)
+    provider = route.provider
+    cached, written, reasoning = usage.cache_read or 0, usage.cache_write or 0, usage.reasoning or 0
+    # DSPy's reports count cached input and thinking output in; its price list wants the provider's own counters.
+    prompt = usage.prompt - cached - written if provider and "anthropic" in provider else usage.prompt
+    completion = usage.completion or 0
+    if provider in {"gemini", "vertex", "vertex-express", "xai"}:
+        completion -= reasoning
+    priced = lm15.Response(
+        id=None,
+        model=_text(_field(response, "model")) or route.model,
+        message=lm15.Message.assistant(""),
+        finish_reason="stop",
+        usage=lm15.Usage(
+            input_tokens=prompt,
+            output_tokens=completion,
+            cache_read_tokens=usage.cache_read,
+            cache_write_tokens=usage.cache_write,
+            reasoning_tokens=usage.reasoning,
+        ),
+    )
+    cost, _ = estimate_cost(priced, provider=provider, requested_model=route.model)
+    return cost
+
+
+def _find_entry(outputs: Any) -> Any:
+    """The newest history entry that holds these very outputs: the way of last resort, exact because of ``is``."""
+    if outputs is None or dspy.settings.disable_history:
+        return None
+    for entry in _newest(GLOBAL_HISTORY):
+        if isinstance(entry, dict) and (entry.get("outputs") is outputs or entry.get("response") is outputs):
+            return entry
+    return None
+
+
+def _newest(history: list[Any]) -> Iterator[Any]:
+    position = len(history)
+    for _ in range(min(position, _HISTORY_SCAN)):
+        position -= 1
+        try:
+            yield history[position]
+        except IndexError:  # other threads shorten the list
+            continue
+
+
+def _typed_response(outputs: Any) -> Any:
+    """A typed request returns the response itself instead of a list of replies."""
+    return outputs if isinstance(outputs, lm15.Response) else None
+
+
+def _field(response: Any, name: str) -> Any:
+    if isinstance(response, tuple):  # one response per candidate
+        response = response[0] if response else None
+    return response.get(name) if isinstance(response, dict) else getattr(response, name, None)
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _finish_reason(response: Any) -> str | None:
+    """The first candidate's reason, in the words of its response object."""
+    reason = _text(_field(response, "finish_reason"))
+    if reason is None:
+        choices = _field(response, "choices")
+        if isinstance(choices, list) and choices:
+            reason = _text(_field(choices[0], "finish_reason"))
+    return reason

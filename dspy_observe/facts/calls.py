@@ -1,0 +1,243 @@
+"""Who is called: the facts of a DSPy call that are known when it begins, and how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+from dataclasses import dataclass
+from typing import Any, Final
+
+import dspy
+from dspy.dsp.utils.settings import main_thread_config, thread_local_overrides
+from dspy.utils.callback import ACTIVE_CALL_ID
+from dspy.utils.exceptions import LMRateLimitError, LMTimeoutError
+
+from dspy_observe.errors import ConfigurationError
+from dspy_observe.facts.identity import WeakIdentityMap
+from dspy_observe.facts.lm import HistoryTap
+from dspy_observe.records import ROLES, CallKind, CallStart, Outcome, make_call_start
+
+__all__ = [
+    "Tag",
+    "active_call_id",
+    "active_callbacks",
+    "begin",
+    "evaluation",
+    "is_same_logical_call",
+    "outcome_of",
+    "tag",
+    "tag_of",
+]
+
+_AGENTS: Final = tuple(
+    agent for agent in (getattr(dspy, name, None) for name in ("ReAct", "ReActV2", "CodeAct", "Avatar")) if agent
+)
+
+# Provider prefixes of DSPy model names -> well-known values of gen_ai.provider.name:
+# https://opentelemetry.io/docs/specs/semconv/registry/attributes/gen-ai/
+_PROVIDERS: Final = {
+    "azure": "azure.ai.openai",
+    "azure_ai": "azure.ai.inference",
+    "bedrock": "aws.bedrock",
+    "gemini": "gcp.gemini",
+    "vertex_ai": "gcp.vertex_ai",
+    "vertex": "gcp.vertex_ai",
+    "watsonx": "ibm.watsonx.ai",
+    "mistral": "mistral_ai",
+    "xai": "x_ai",
+}
+_OPERATIONS: Final = {"chat": "chat", "responses": "chat", "text": "text_completion", "embeddings": "embeddings"}
+
+_CANCELLED: Final = (
+    asyncio.CancelledError,
+    concurrent.futures.CancelledError,
+    KeyboardInterrupt,
+    SystemExit,
+    GeneratorExit,
+)
+_RATE_LIMITED: Final = 429  # https://www.rfc-editor.org/rfc/rfc6585#section-4
+
+
+@dataclass(frozen=True, slots=True)
+class Tag:
+    """The name, version and role that a program instance was given."""
+
+    name: str
+    version: str | None
+    role: str
+
+
+_tags: WeakIdentityMap[Tag] = WeakIdentityMap()
+
+
+def tag(module: object, name: str, version: str | None = None, role: str = "stable") -> None:
+    """Remember which program, version and role a module instance is, for as long as the instance lives.
+
+    Copies of the module (``deepcopy``, ``reset_copy``, compiled ones) are other instances and stay without a tag.
+
+    Raises:
+        ConfigurationError: ``module`` is no DSPy module, ``name`` is empty, or ``role`` is not a known role.
+    """
+    if not isinstance(module, dspy.Module):
+        raise ConfigurationError("module", f"{type(module).__name__} is not a dspy.Module", "Pass a program instance")
+    if not name:
+        raise ConfigurationError("name", "the program's name is empty", "Give the name it has in the registry")
+    if role not in ROLES:
+        raise ConfigurationError("role", f"{role!r} is not a role", f"Use one of {', '.join(ROLES)}")
+    _tags.set(module, Tag(name, version, role))
+
+
+def tag_of(module: object) -> Tag | None:
+    """The tag of this very instance, or ``None``."""
+    return _tags.get(module)
+
+
+def active_call_id() -> str | None:
+    """DSPy's id of the call that surrounds the code that asks; in a start handler, the new call's parent."""
+    return ACTIVE_CALL_ID.get()
+
+
+def active_callbacks(instance: object) -> list[Any]:
+    """The callbacks that DSPy runs for a call of ``instance`` now, in its order."""
+    overrides = thread_local_overrides.get()
+    listed = overrides["callbacks"] if "callbacks" in overrides else main_thread_config["callbacks"]
+    try:
+        # dspy.Module looks at every attribute access in Python; nothing of that concerns this one.
+        own = object.__getattribute__(instance, "callbacks")
+    except AttributeError:
+        own = None
+    return [*(listed or ()), *own] if own else listed or []
+
+
+def is_same_logical_call(kind: CallKind, instance: object, surrounding_instance: object) -> bool:
+    """Whether a hook that fired inside another one of the same kind belongs to the same logical call.
+
+    Adapters that inherit ``format`` or ``parse`` are wrapped once per class, so that ``JSONAdapter`` fires its format
+    hooks twice and ``BAMLAdapter`` three times for one prompt.
+    """
+    return instance is surrounding_instance and kind in ("adapter_format", "adapter_parse")
+
+
+def begin(
+    call_id: str, kind: CallKind, instance: Any, inputs: dict[str, Any], parent: CallStart | None, started_at: float
+) -> CallStart:
+    """Describe a call that begins now, in the thread and context of its start handler.
+
+    Args:
+        call_id: DSPy's id of the call.
+        kind: Which hook fired.
+        instance: What is called.
+        inputs: DSPy's argument dictionary; only read.
+        parent: The observed call that makes this one, if there is one.
+        started_at: Unix time in seconds.
+    """
+    model = provider = None
+    streaming = None
+    if kind == "lm":
+        model = str(getattr(instance, "model", None) or type(instance).__name__)
+        prefix, slash, _ = model.partition("/")
+        provider = _PROVIDERS.get(prefix, prefix) if slash else None
+        streaming = dspy.settings.send_stream is not None
+        name = model
+    elif kind == "tool":
+        name = str(getattr(instance, "name", None) or type(instance).__name__)
+    else:
+        name = type(instance).__name__
+    # Below a module there is a module already; elsewhere DSPy's list of calling modules tells.
+    inside = parent is not None and parent.kind == "module"
+    modules = () if inside else _caller_modules()
+    is_program = kind == "module" and not inside and not modules
+    program, version, role = _identify(kind, instance, inputs, parent, modules)
+    return make_call_start(
+        call_id,
+        parent.call_id if parent is not None else None,
+        parent.root_id if parent is not None else call_id,
+        kind,
+        name,
+        program,
+        version,
+        role,
+        is_program,
+        _operation(kind, instance, is_program),
+        model,
+        provider,
+        streaming,
+        started_at,
+        None,
+    )
+
+
+def _caller_modules() -> tuple[Any, ...]:
+    modules = dspy.settings.caller_modules
+    return tuple(module for module in modules if type(module) is not HistoryTap) if modules else ()
+
+
+def _operation(kind: CallKind, instance: Any, is_program: bool) -> str | None:
+    if kind == "lm":
+        return _OPERATIONS.get(getattr(instance, "model_type", "chat"), "chat")
+    if kind == "tool":
+        return "execute_tool"
+    if kind == "module":
+        # By type: isinstance() would ask the module for its __class__, which dspy.Module answers in Python.
+        if issubclass(type(instance), _AGENTS):
+            return "invoke_agent"
+        if is_program:
+            return "invoke_workflow"
+    return None
+
+
+def _identify(
+    kind: CallKind, instance: Any, inputs: dict[str, Any], parent: CallStart | None, modules: tuple[Any, ...]
+) -> tuple[str | None, str | None, str]:
+    """Program, version and role: the innermost tagged module decides, else the outermost module's class."""
+    subject = instance
+    if kind == "evaluate":
+        subject = inputs.get("program")
+    elif kind == "compile":
+        subject = inputs.get("student")
+    own = _tags.get(subject) if _tags else None
+    trial = kind in ("evaluate", "compile") or (parent is not None and parent.role == "eval")
+    if own is not None:
+        return own.name, own.version, "eval" if trial else own.role
+    if parent is not None and parent.program is not None:
+        return parent.program, parent.version, parent.role if not trial else "eval"
+    for module in reversed(modules):
+        found = _tags.get(module)
+        if found is not None:
+            return found.name, found.version, "eval" if trial else found.role
+    outermost = modules[0] if modules else subject if isinstance(subject, dspy.Module) else None
+    program = type(outermost).__name__ if outermost is not None else None
+    return program, None, "eval" if trial else "stable"
+
+
+def evaluation(inputs: dict[str, Any], outputs: Any) -> tuple[float | None, str]:
+    """Mean score (0 to 1, ``None`` when there is none) and data set name of a finished evaluation.
+
+    DSPy reports a percentage. The name is the caller's ``callback_metadata={"dataset": ...}``, else ``devset``.
+    """
+    metadata = inputs.get("callback_metadata") or {}
+    dataset = metadata.get("dataset") if isinstance(metadata, dict) else None
+    percent = getattr(outputs, "score", None)
+    score = percent / 100 if isinstance(percent, int | float) and not isinstance(percent, bool) else None
+    return score, str(dataset) if dataset else "devset"
+
+
+def outcome_of(exception: BaseException | None) -> Outcome:
+    """Classify how a call ended.
+
+    A stream that its consumer left surfaces as an LM error *caused by* a cancellation, so causes are followed.
+    """
+    if exception is None:
+        return "ok"
+    cause: BaseException | None = exception
+    for _ in range(8):  # chains are short; a cyclic one must end
+        if cause is None:
+            break
+        if isinstance(cause, _CANCELLED):
+            return "cancelled"
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(exception, LMRateLimitError) or getattr(exception, "status_code", None) == _RATE_LIMITED:
+        return "rate_limited"
+    if isinstance(exception, LMTimeoutError | TimeoutError):
+        return "timeout"
+    return "error"

@@ -1,0 +1,488 @@
+"""One entry per call: facts gathered once, redacted, frozen, and read by every callback.
+
+DSPy runs the end handlers of a call in the order of its start handlers, in the caller's thread. The first of our
+callbacks to reach the ledger opens the entry; the first to leave closes it and freezes the record; the others get the
+same object; the last one out removes the entry. So callbacks compose in any order, alone or in groups, globally, on one
+LM, or under ``dspy.context``, and a redactor protects readers on both sides of it.
+
+The lock covers dictionary operations only. Start and end of one call never run at the same time, so an entry needs no
+lock of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from time import perf_counter
+from time import time as unix_time
+from typing import Any, ClassVar, Final, NamedTuple
+
+from dspy_observe import safety
+from dspy_observe.conventions import MAX_ENDED_CALLS, MAX_OPEN_CALLS
+from dspy_observe.facts import billing, calls, content
+from dspy_observe.facts.identity import WeakIdentityMap
+from dspy_observe.facts.lm import LMCapture
+from dspy_observe.facts.recent import Recent
+from dspy_observe.records import (
+    CallKind,
+    CallRecord,
+    CallStart,
+    ContentMode,
+    Finding,
+    Price,
+    RegistryEvent,
+    Score,
+    make_call_record,
+)
+from dspy_observe.redaction import Redactor, credentials_only
+
+__all__ = ["LEDGER", "Answer", "Clock", "Ledger", "Plan", "Reader", "Recorder", "Route"]
+
+_logger = logging.getLogger("dspy_observe")
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """Where the ledger reads the time; tests put a frozen one in its place."""
+
+    time: Callable[[], float] = unix_time
+    """Unix time in seconds."""
+    monotonic: Callable[[], float] = perf_counter
+    """Seconds from any origin, never running backwards."""
+
+
+class Answer(NamedTuple):
+    """Which call, and so which program version, returned an object.
+
+    A tuple of plain values is left alone by the garbage collector; there is one for every answer that is alive.
+    """
+
+    call_id: str
+    program: str | None
+    version: str | None
+    role: str
+    trace_id: str | None
+
+
+class Reader:
+    """Somebody who reads records. What a reader wants to be told and needs gathered, it says in these attributes."""
+
+    kinds: frozenset[CallKind] | None = None
+    """The calls that the reader is told of; ``None`` is all of them."""
+    failures_only: frozenset[CallKind] = frozenset()
+    """Kinds among them of which only failed calls matter; their start is not told."""
+    redactor: Redactor | None = None
+    """Applied to the content of a call before any reader sees it."""
+    price: Price | None = None
+    """Replaces DSPy's estimate of a call's cost."""
+    content: ContentMode = "none"
+    """Whether the reader wants inputs and outputs, and how."""
+    meter_streams: bool = False
+    """Whether LiteLLM is asked to report the usage of streams."""
+
+    @property
+    def identity(self) -> object:
+        """Readers with equal identities do the same work; only the first of them reads a call."""
+        return id(self)
+
+    def started(self, start: CallStart) -> None:
+        """A call begins."""
+
+    def finished(self, record: CallRecord) -> None:
+        """A call ended, in whatever way."""
+
+    def dropped(self, start: CallStart) -> None:
+        """A call was given up: its end was never told, or too many calls are open."""
+
+    def happened(self, event: RegistryEvent) -> None:
+        """The registry of program versions changed."""
+
+    def scored(self, score: Score) -> None:
+        """An answer was scored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the readers of a call need gathered, taken together."""
+
+    content: ContentMode = "none"
+    redactors: tuple[Redactor, ...] = ()
+    prices: tuple[Price, ...] = ()
+    meter_streams: bool = False
+
+    @classmethod
+    def of(cls, readers: Iterable[Reader]) -> Plan:
+        """Combine the wishes of readers. Redacted content is the rule as soon as one reader asks for it so."""
+        readers = tuple(readers)
+        modes = {reader.content for reader in readers}
+        return cls(
+            content="redacted" if "redacted" in modes else "raw" if "raw" in modes else "none",
+            redactors=tuple(dict.fromkeys(r.redactor for r in readers if r.redactor is not None)),
+            prices=tuple(dict.fromkeys(r.price for r in readers if r.price is not None)),
+            meter_streams=any(reader.meter_streams for reader in readers),
+        )
+
+
+class Route(NamedTuple):
+    """Who is told what about the calls of one kind. Worked out once for each callback, not on every call."""
+
+    readers: tuple[Reader, ...]
+    """Told of every end."""
+    starters: tuple[Reader, ...]
+    """Those of them that do something at the start."""
+    on_failure: tuple[Reader, ...]
+    """Told of failed ends only."""
+
+    @classmethod
+    def of(cls, readers: Iterable[Reader], kind: CallKind) -> Route:
+        """Sort the readers that want calls of this kind."""
+        wanting = tuple(reader for reader in readers if reader.kinds is None or kind in reader.kinds)
+        always = tuple(reader for reader in wanting if kind not in reader.failures_only)
+        starters = tuple(reader for reader in always if type(reader).started is not Reader.started)
+        return cls(always, starters, tuple(reader for reader in wanting if reader not in always))
+
+
+class Recorder:
+    """What the ledger expects of a callback in DSPy's list; ``callbacks/base.py`` has the two kinds."""
+
+    @property
+    def readers(self) -> tuple[Reader, ...]:
+        """Who reads through this callback; the same for its whole life."""
+        raise NotImplementedError
+
+    @property
+    def plan(self) -> Plan:
+        """What those readers need gathered."""
+        raise NotImplementedError
+
+    @property
+    def routes(self) -> dict[CallKind, Route]:
+        """Who is told what, for every kind of call."""
+        raise NotImplementedError
+
+
+class _Entry:
+    """One open call. ``start`` is made when somebody needs it: of most adapter calls nobody does."""
+
+    __slots__ = ("admitted", "begun", "capture", "findings", "inputs", "instance", "kind", "parent", "plan", "raw",
+                 "record", "shadow", "start", "started_at", "started_mono", "trace")  # fmt: skip
+
+    def __init__(self, kind: CallKind, instance: Any, raw: dict[str, Any], plan: Plan, started_at: float) -> None:
+        self.kind = kind
+        self.instance = instance
+        self.raw = raw
+        self.plan = plan
+        self.started_at = started_at
+        self.admitted: dict[int, Route] = {}
+        self.parent: CallStart | None = None
+        self.start: CallStart | None = None
+        self.shadow: _Entry | None = None
+        self.capture: LMCapture | None = None
+        self.record: CallRecord | None = None
+        self.trace: tuple[str, str] | None = None
+        self.inputs: Any = None
+        self.findings: tuple[Finding, ...] = ()
+
+
+class Ledger:
+    """All calls under way in this process.
+
+    Args:
+        max_open: Calls held open at once; beyond it the oldest is dropped and counted.
+        max_ended: Ended calls remembered, at least, for children that start late.
+        clock: Where the time comes from.
+    """
+
+    _warned_unredacted: ClassVar[bool] = False
+
+    def __init__(
+        self, *, max_open: int = MAX_OPEN_CALLS, max_ended: int = MAX_ENDED_CALLS, clock: Clock | None = None
+    ) -> None:
+        self.clock = clock or Clock()
+        self.answers: WeakIdentityMap[Answer] = WeakIdentityMap()
+        self._max_open = max_open
+        self._open: dict[str, _Entry] = {}
+        self._ended: Recent[CallStart] = Recent(max_ended)
+        self._lock = threading.Lock()
+        self._dropped = 0
+
+    @property
+    def open_calls(self) -> int:
+        """How many calls are open now."""
+        return len(self._open)
+
+    @property
+    def dropped_calls(self) -> int:
+        """How many calls were given up so far."""
+        return self._dropped
+
+    def open_calls_of(self, kind: CallKind) -> int:
+        """How many logical calls of one kind are open now."""
+        return sum(entry.kind == kind and entry.shadow is None for entry in list(self._open.values()))
+
+    def open(self, callback: Recorder, kind: CallKind, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        """A callback reports the start of a call, in the call's own thread and context. Never raises."""
+        try:
+            route = callback.routes[kind]
+            entry = self._open.get(call_id)
+            if entry is None:
+                entry = self._make(kind, call_id, instance, inputs)
+            elif id(callback) in entry.admitted:
+                return  # listed both globally and on the instance
+            else:
+                route = _without(route, entry.admitted.values())
+            entry.admitted[id(callback)] = route
+            if entry.shadow is not None:
+                return
+            if route.readers and entry.start is None:
+                self._begin(call_id, entry)
+            for reader in route.starters:
+                try:
+                    reader.started(entry.begun)
+                except Exception as error:
+                    self._reader_failed(reader, "started", error)
+            entry.started_mono = self.clock.monotonic()
+        except Exception as error:
+            safety.swallowed("ledger.open", error)
+            if safety.strict():
+                raise
+
+    def close(self, callback: Recorder, call_id: str, outputs: Any, exception: BaseException | None) -> None:
+        """A callback reports the end of a call, maybe in another context than its start. Never raises."""
+        now = self.clock.monotonic()
+        entry = self._open.get(call_id)
+        if entry is None:
+            return  # joined late, or dropped
+        route = entry.admitted.pop(id(callback), None)
+        if route is None:
+            return
+        try:
+            if entry.shadow is None:
+                readers = route.readers if exception is None else route.readers + route.on_failure
+                if readers:
+                    if entry.record is None:
+                        entry.record = self._freeze(call_id, entry, outputs, exception, now)
+                    for reader in readers:
+                        try:
+                            reader.finished(entry.record)
+                        except Exception as error:
+                            self._reader_failed(reader, "finished", error)
+                elif entry.capture is not None and not entry.admitted:
+                    entry.capture.remove()
+        except Exception as error:
+            # Without a record nobody can finish: readers undo what they began.
+            entry.admitted[id(callback)] = route
+            self._drop(entry)
+            entry.admitted.clear()
+            safety.swallowed("ledger.close", error)
+            if safety.strict():
+                raise
+        finally:
+            if not entry.admitted:
+                self._open.pop(call_id, None)
+                if entry.start is not None and entry.kind in _PARENT_KINDS:
+                    self._ended.remember(call_id, entry.start)
+
+    def link(self, call_id: str, trace_id: str, span_id: str) -> None:
+        """Tell the ledger which sampled span stands for an open call, for log lines and exemplars."""
+        entry = self._open.get(call_id)
+        if entry is not None:
+            entry.trace = (trace_id, span_id)
+
+    def _make(self, kind: CallKind, call_id: str, instance: Any, inputs: dict[str, Any]) -> _Entry:
+        entry = _Entry(kind, instance, inputs, self._plan(instance), self.clock.time())
+        active = calls.active_call_id()
+        if active is not None:
+            above = self._open.get(active)
+            if above is None:
+                entry.parent = self._ended.get(active)
+            else:
+                if above.shadow is not None:
+                    above = above.shadow
+                if kind == above.kind and calls.is_same_logical_call(kind, instance, above.instance):
+                    entry.shadow = above
+                entry.parent = above.start or self._begin(active, above)
+        if kind == "lm":
+            entry.capture = LMCapture(call_id, self.clock.monotonic, meter_streams=entry.plan.meter_streams)
+            entry.capture.install()
+        self._open[call_id] = entry
+        if len(self._open) > self._max_open:
+            self._drop_oldest()
+        return entry
+
+    def _begin(self, call_id: str, entry: _Entry) -> CallStart:
+        """Describe an open call, which is put off until somebody asks."""
+        start = calls.begin(call_id, entry.kind, entry.instance, entry.raw, entry.parent, entry.started_at)
+        entry.start = entry.begun = start
+        if entry.plan.content != "none":
+            with _GUARD_CONTENT:
+                self._take_inputs(entry, start)
+        return start
+
+    @staticmethod
+    def _plan(instance: Any) -> Plan:
+        callbacks = calls.active_callbacks(instance)
+        if len(callbacks) == 1:  # ours: it asks
+            plan: Plan = callbacks[0].plan
+            return plan
+        recorders = [callback for callback in callbacks if isinstance(callback, Recorder)]
+        if len(recorders) == 1:
+            return recorders[0].plan
+        return Plan.of(reader for recorder in recorders for reader in recorder.readers)
+
+    def _drop_oldest(self) -> None:
+        with self._lock:
+            oldest = self._open.pop(next(iter(self._open)), None)
+            self._dropped += 1
+        if oldest is not None:
+            self._drop(oldest)
+
+    def _drop(self, entry: _Entry) -> None:
+        if entry.capture is not None:
+            entry.capture.closed = True
+        if entry.shadow is not None or entry.start is None:
+            return
+        for route in entry.admitted.values():
+            for reader in route.readers:
+                try:
+                    reader.dropped(entry.start)
+                except Exception as error:
+                    self._reader_failed(reader, "dropped", error)
+
+    def _freeze(
+        self, call_id: str, entry: _Entry, outputs: Any, exception: BaseException | None, now: float
+    ) -> CallRecord:
+        start, capture = entry.start or self._begin(call_id, entry), entry.capture
+        bill = ttft = None
+        if capture is not None:
+            capture.remove()
+            if capture.first_chunk_at is not None:
+                ttft = max(0.0, capture.first_chunk_at - entry.started_mono)
+            with _GUARD_BILLING:
+                bill = billing.gather(capture, entry.instance, outputs, exception)
+        score = dataset = None
+        if start.kind == "evaluate":
+            score, dataset = calls.evaluation(entry.raw, outputs)
+        taken_outputs = message = None
+        if entry.plan.content != "none":
+            with _GUARD_CONTENT:
+                taken_outputs, message = self._take_outputs(entry, outputs, exception)
+        record = make_call_record(
+            start.call_id, start.parent_id, start.root_id, start.kind, start.name, start.program, start.version,
+            start.role, start.is_program, start.operation, start.model_requested, start.provider, start.streaming,
+            start.started_at,
+            max(0.0, now - entry.started_mono),
+            calls.outcome_of(exception) if exception is not None else "ok",
+            type(exception).__name__ if exception is not None else None,
+            bill.model_served if bill is not None else None,
+            bill.response_id if bill is not None else None,
+            ttft,
+            bill.usage if bill is not None else None,
+            bill.cost_usd if bill is not None else None,
+            bill.cost_saved_usd if bill is not None else None,
+            bill.cache_hit if bill is not None else None,
+            None,
+            bill.finish_reason if bill is not None else None,
+            bill.billed_but_failed if bill is not None else False,
+            score,
+            dataset,
+            entry.trace[0] if entry.trace is not None else None,
+            entry.trace[1] if entry.trace is not None else None,
+            entry.inputs,
+            taken_outputs,
+            message,
+            entry.findings,
+        )  # fmt: skip
+        if entry.plan.prices and bill is not None and not record.cache_hit:
+            with _GUARD_PRICE:
+                record = _priced(record, entry.plan.prices)
+        if start.is_program and outputs is not None:
+            answer = Answer(start.call_id, start.program, start.version, start.role, record.trace_id)
+            self.answers.set(outputs, answer)
+        return record
+
+    def _take_inputs(self, entry: _Entry, start: CallStart) -> None:
+        if start.kind == "lm":
+            secrets = content.credentials_of(entry.instance, entry.raw)
+            for redactor in self._redactors(entry.plan):
+                redactor.add_secrets(secrets)
+        entry.inputs, found = self._clean(entry.plan, content.inputs_of(start.kind, entry.instance, entry.raw))
+        entry.findings = found
+        entry.begun = replace(start, inputs=entry.inputs)
+
+    def _take_outputs(self, entry: _Entry, outputs: Any, exception: BaseException | None) -> tuple[Any, str | None]:
+        taken, found = self._clean(entry.plan, content.outputs_of(entry.kind, outputs))
+        entry.findings += found
+        if exception is None:
+            return taken, None
+        message, found = self._clean(entry.plan, str(exception))
+        entry.findings += found
+        return taken, message
+
+    def _clean(self, plan: Plan, value: Any) -> tuple[Any, tuple[Finding, ...]]:
+        if value is None:
+            return None, ()
+        redactors = self._redactors(plan)
+        if not redactors:
+            if not Ledger._warned_unredacted:
+                Ledger._warned_unredacted = True
+                _logger.warning(
+                    "dspy_observe: content capture is on but no redaction is in force; content is left out. "
+                    "Add RedactionCallback() to the callbacks, or leave Redaction on in configure()."
+                )
+            return None, ()
+        findings: tuple[Finding, ...] = ()
+        for redactor in redactors:
+            value, found = redactor.redact(value)
+            findings += tuple(found)
+        return value, findings
+
+    @staticmethod
+    def _redactors(plan: Plan) -> tuple[Redactor, ...]:
+        return (_credentials(),) if plan.content == "raw" else plan.redactors
+
+    @staticmethod
+    def _reader_failed(reader: Reader, verb: str, error: Exception) -> None:
+        safety.swallowed(f"{type(reader).__name__}.{verb}", error)
+        if safety.strict():
+            raise error
+
+
+def _without(route: Route, present: Iterable[Route]) -> Route:
+    """Leave out readers whose work another callback of the same call already does."""
+    taken = {reader.identity for other in present for reader in other.readers + other.on_failure}
+    return Route(*(tuple(reader for reader in part if reader.identity not in taken) for part in route))
+
+
+_PARENT_KINDS: Final = frozenset({"module", "tool", "evaluate", "compile", "interpreter", "adapter_parse"})
+"""Calls from which others are started; an LM's or a formatter's late child would be an oddity."""
+
+_GUARD_CONTENT = safety.guard("ledger.content")
+_GUARD_BILLING = safety.guard("ledger.billing")
+_GUARD_PRICE = safety.guard("ledger.price")
+_credentials_redactor: Redactor | None = None
+
+
+def _credentials() -> Redactor:
+    global _credentials_redactor
+    if _credentials_redactor is None:
+        _credentials_redactor = credentials_only()
+    return _credentials_redactor
+
+
+def _priced(record: CallRecord, prices: tuple[Price, ...]) -> CallRecord:
+    for price in prices:
+        value = price(record)
+        if value is not None:
+            cost = float(value)
+            if not math.isfinite(cost) or cost < 0:
+                raise ValueError("a price function returned a negative or infinite cost")
+            return replace(record, cost_usd=cost)
+    return record
+
+
+LEDGER = Ledger()
+"""The ledger of this process: callbacks find each other through it, however they were installed."""

@@ -1,0 +1,290 @@
+"""Prometheus instruments: made once for each ``CollectorRegistry``, bounded in labels, right in several processes.
+
+**One process.** ``Metrics(port=9464)`` opens a port of ours; or leave the port out and expose the default registry (or
+the one given as ``collector_registry``) the way the application already does.
+
+**Several worker processes** (gunicorn, ``uvicorn --workers``). Set ``PROMETHEUS_MULTIPROC_DIR`` to an empty directory
+before Python starts, and serve :func:`render` from any worker: it adds up all of them. Call
+:func:`worker_exited` when a worker ends (gunicorn's ``child_exit``), so that its gauges go. A ``port`` of ours is taken
+by the first worker that asks; it answers for all, the others go on without one.
+https://prometheus.github.io/client_python/multiprocess/
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+from dspy_observe import safety
+from dspy_observe.conventions import (
+    LATENCY_BUCKETS_S,
+    MAX_LABEL_VALUES,
+    METRICS,
+    OVERFLOW_LABEL,
+    SCORE_BUCKETS,
+    TTFT_BUCKETS_S,
+    UNKNOWN_LABEL,
+    MetricSpec,
+)
+from dspy_observe.environment import env_default, parse_floats
+from dspy_observe.errors import ConfigurationError
+from dspy_observe.redaction import redact
+
+__all__ = ["Instruments", "Metrics", "instruments", "render", "serve", "worker_exited"]
+
+_logger = logging.getLogger("dspy_observe")
+
+_CAPPED: Final = frozenset(
+    {"program", "version", "model", "module", "tool", "adapter", "dataset", "source", "from_model", "to_model",
+     "environment", "entity", "rule", "reason", "site"}
+)  # fmt: skip
+"""Labels whose values come from data; the others take a fixed set of words."""
+
+
+def _optional_int(text: str) -> int | None:
+    return int(text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metrics:
+    """Where the Prometheus metrics go and how fine they are.
+
+    Raises:
+        ConfigurationError: A field has a value that cannot work.
+    """
+
+    port: int | None = field(default_factory=env_default("DSPY_OBSERVE_METRICS_PORT", None, _optional_int))
+    """TCP port of a metrics endpoint of ours, 1 to 65535, or 0 for any free one; ``None`` opens none."""
+    host: str = field(default_factory=env_default("DSPY_OBSERVE_METRICS_HOST", "127.0.0.1", str))
+    """Address of that endpoint. The default is reachable from this machine only; a scraper outside needs
+    ``0.0.0.0``."""
+    collector_registry: CollectorRegistry | None = None
+    """The application's own registry; ``None`` is prometheus_client's default one."""
+    latency_buckets_s: tuple[float, ...] = field(
+        default_factory=env_default("DSPY_OBSERVE_METRICS_LATENCY_BUCKETS_S", LATENCY_BUCKETS_S, parse_floats)
+    )
+    """Upper bounds of the duration histograms in seconds, rising."""
+    max_label_values: int = field(
+        default_factory=env_default("DSPY_OBSERVE_METRICS_MAX_LABEL_VALUES", MAX_LABEL_VALUES, int)
+    )
+    """Distinct values of one label, at least 1; further ones are booked as ``other``."""
+
+    def __post_init__(self) -> None:
+        if self.port is not None and not (isinstance(self.port, int) and 0 <= self.port <= 65535):
+            raise ConfigurationError("Metrics.port", f"{self.port!r} is no TCP port", "Use 0 to 65535, or None")
+        if not isinstance(self.host, str) or not self.host:
+            raise ConfigurationError("Metrics.host", f"{self.host!r} is no address", 'Use "127.0.0.1" or "0.0.0.0"')
+        if self.collector_registry is not None and not isinstance(self.collector_registry, CollectorRegistry):
+            kind = type(self.collector_registry).__name__
+            raise ConfigurationError(
+                "Metrics.collector_registry", f"{kind} is no registry", "Pass a prometheus_client.CollectorRegistry"
+            )
+        bounds = self.latency_buckets_s
+        try:
+            rising = bool(bounds) and all(left < right for left, right in zip(bounds, bounds[1:], strict=False))
+        except TypeError:
+            rising = False
+        if not rising or not all(isinstance(bound, int | float) and bound > 0 for bound in bounds):
+            raise ConfigurationError(
+                "Metrics.latency_buckets_s", f"{bounds!r} does not rise", "Give rising positive numbers of seconds"
+            )
+        if not isinstance(self.max_label_values, int) or self.max_label_values < 1:
+            raise ConfigurationError(
+                "Metrics.max_label_values", f"{self.max_label_values!r} is below 1", "Use 1 or more; 100 is the default"
+            )
+
+
+def multiprocess() -> bool:
+    """Whether prometheus_client keeps its values in files that several processes share."""
+    return "PROMETHEUS_MULTIPROC_DIR" in os.environ or "prometheus_multiproc_dir" in os.environ
+
+
+class Family:
+    """One metric with its children kept at hand: asking prometheus_client for a child takes a lock each time."""
+
+    __slots__ = ("_children", "_instruments", "_metric", "labels")
+
+    def __init__(self, metric: MetricWrapperBase, labels: tuple[str, ...], owner: Instruments) -> None:
+        self._metric = metric
+        self._children: dict[tuple[str | None, ...], Any] = {}
+        self._instruments = owner
+        self.labels = labels
+
+    def child(self, *values: str | None) -> Any:
+        """The time series for these label values, in the order of the metric's labels.
+
+        ``None`` becomes ``unknown``, values beyond the ceiling become ``other``.
+        """
+        found = self._children.get(values)
+        if found is not None:
+            return found
+        admitted = tuple(map(self._instruments.admit, self.labels, values))
+        found = self._metric.labels(*admitted) if admitted else self._metric
+        if OVERFLOW_LABEL not in admitted:  # overflowing values are without number and must not be kept
+            self._children[values] = found
+        return found
+
+    def remove(self, *values: str | None) -> None:
+        """Drop one time series; nothing happens when there is none."""
+        self._children.pop(values, None)
+        admitted = tuple(map(self._instruments.admit, self.labels, values))
+        try:
+            self._metric.remove(*admitted)
+        except KeyError:
+            return
+
+
+class Instruments:
+    """All metrics of ``conventions.METRICS`` in one ``CollectorRegistry``.
+
+    Use :func:`instruments` to get the one that belongs to a registry.
+    """
+
+    def __init__(self, options: Metrics, registry: CollectorRegistry) -> None:
+        self._max = options.max_label_values
+        self._seen: dict[str, set[str]] = {}
+        self._lock = threading.Lock()
+        self._buckets = {"latency": options.latency_buckets_s, "ttft": TTFT_BUCKETS_S, "score": SCORE_BUCKETS}
+        self.multiprocess = multiprocess()
+        self._families = {name: self._make(spec, registry) for name, spec in METRICS.items()}
+        self._watch_ourselves()
+
+    def __getitem__(self, name: str) -> Family:
+        """The family of a metric by its full name.
+
+        Raises:
+            KeyError: ``conventions.METRICS`` has no such metric.
+        """
+        return self._families[name]
+
+    def admit(self, label: str, value: str | None) -> str:
+        """The label value to use for a value from data: redacted, and ``other`` beyond the ceiling."""
+        if value is None or value == "":
+            return UNKNOWN_LABEL
+        if label not in _CAPPED:
+            return value
+        seen = self._seen.setdefault(label, set())
+        value = redact(value)
+        if value in seen:
+            return value
+        with self._lock:
+            if len(seen) >= self._max:
+                return OVERFLOW_LABEL
+            seen.add(value)
+        return value
+
+    def _make(self, spec: MetricSpec, registry: CollectorRegistry) -> Family:
+        metric: MetricWrapperBase
+        if spec.type == "counter":
+            metric = Counter(spec.name, spec.help, spec.labels, registry=registry)
+        elif spec.type == "gauge":
+            metric = Gauge(spec.name, spec.help, spec.labels, registry=registry, multiprocess_mode=spec.multiprocess)
+        else:
+            buckets = self._buckets[spec.buckets or "latency"]
+            metric = Histogram(spec.name, spec.help, spec.labels, registry=registry, buckets=buckets)
+        return Family(metric, spec.labels, self)
+
+    def _watch_ourselves(self) -> None:
+        errors = self["dspy_observe_internal_errors_total"]
+        safety.on_error(lambda site, count: errors.child(site).inc(count))
+
+
+_by_registry: weakref.WeakKeyDictionary[CollectorRegistry, Instruments] = weakref.WeakKeyDictionary()
+_by_registry_lock = threading.Lock()
+
+
+def instruments(options: Metrics | None = None) -> Instruments:
+    """The instruments of a registry, made on first use; the first options win.
+
+    Args:
+        options: Which registry, buckets and ceiling; ``None`` takes the defaults and the environment.
+
+    Raises:
+        ConfigurationError: The registry already holds a metric of the same name that is not ours.
+    """
+    options = options or Metrics()
+    registry = options.collector_registry or REGISTRY
+    with _by_registry_lock:
+        found = _by_registry.get(registry)
+        if found is None:
+            try:
+                found = Instruments(options, registry)
+            except ValueError as error:
+                raise ConfigurationError(
+                    "Metrics.collector_registry",
+                    f"it already has a metric of one of our names ({error})",
+                    "Remove the other metric, or pass a registry of its own",
+                ) from error
+            _by_registry[registry] = found
+        return found
+
+
+def serve(options: Metrics) -> Callable[[], None]:
+    """Open the metrics endpoint that ``options.port`` asks for.
+
+    Returns:
+        A function that closes it; it does nothing where no port was asked for or another worker has it.
+
+    Raises:
+        ConfigurationError: The address cannot be bound.
+    """
+    if options.port is None:
+        return lambda: None
+    try:
+        server, thread = start_http_server(options.port, options.host, _exposed(options.collector_registry))
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE and multiprocess():
+            _logger.info("dspy_observe: port %s is taken, another worker serves the metrics of all", options.port)
+            return lambda: None
+        raise ConfigurationError(
+            "Metrics.port", f"cannot listen on {options.host}:{options.port} ({error.strerror})", "Choose another port"
+        ) from error
+
+    def stop() -> None:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+    return stop
+
+
+def render(collector_registry: CollectorRegistry | None = None, accept: str = "") -> tuple[bytes, str]:
+    """The metrics page, of all worker processes where there are several.
+
+    Args:
+        collector_registry: The registry that was given to ``Metrics``; ``None`` is the default one.
+        accept: The request's ``Accept`` header; a scraper that takes OpenMetrics gets exemplars.
+
+    Returns:
+        The body and its content type.
+    """
+    encode, content_type = choose_encoder(accept)
+    return encode(_exposed(collector_registry)), content_type
+
+
+def worker_exited(pid: int) -> None:
+    """Forget the gauges of a worker process that has ended (gunicorn: ``child_exit(server, worker)``).
+
+    Args:
+        pid: Its process id.
+    """
+    mark_process_dead(pid)
+
+
+def _exposed(registry: CollectorRegistry | None) -> CollectorRegistry:
+    if not multiprocess():
+        return registry or REGISTRY
+    merged = CollectorRegistry()
+    MultiProcessCollector(merged)
+    return merged

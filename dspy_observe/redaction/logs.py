@@ -1,0 +1,86 @@
+"""Log lines without what is private: a structlog processor and a filter for the standard library's logging."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import MutableMapping
+from typing import Any
+
+from dspy_observe.redaction.options import Redaction
+from dspy_observe.redaction.redactor import Redactor
+
+__all__ = ["RedactingFilter", "StructlogRedactor"]
+
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+class StructlogRedactor:
+    """A structlog processor that redacts the event and every field.
+
+    Put it last before the renderer and after ``format_exc_info`` or ``dict_tracebacks``, so that it sees tracebacks as
+    text or data. Exceptions that are still objects are rendered here, without local variables.
+
+    Args:
+        redactor: What redacts; options make one; ``None`` takes the defaults.
+    """
+
+    def __init__(self, redactor: Redactor | Redaction | None = None) -> None:
+        self.redactor = redactor if isinstance(redactor, Redactor) else Redactor(redactor)
+
+    def __call__(self, logger: Any, method_name: str, event_dict: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        del logger, method_name
+        fields: dict[str, Any] = {}
+        for key, value in event_dict.items():
+            fields[key] = _rendered(value) if key == "exc_info" or isinstance(value, BaseException) else value
+        if fields.get("exc_info") and "exception" not in fields:
+            fields["exception"] = fields.pop("exc_info")
+        copy, _ = self.redactor.redact(fields)
+        return copy if isinstance(copy, dict) else {"event": copy}
+
+
+def _rendered(value: Any) -> Any:
+    if isinstance(value, BaseException):
+        return "".join(traceback.format_exception(value)).rstrip("\n")
+    if isinstance(value, tuple) and len(value) == 3 and isinstance(value[1], BaseException):
+        return "".join(traceback.format_exception(*value)).rstrip("\n")
+    return value
+
+
+class RedactingFilter(logging.Filter):
+    """A filter for loggers and handlers that redacts message, arguments, extra fields, traceback and stack.
+
+    The record is replaced by a redacted copy, so that other handlers keep theirs: put it on every handler that writes
+    to somewhere, or on the logger itself.
+
+    Args:
+        redactor: What redacts; options make one; ``None`` takes the defaults.
+    """
+
+    def __init__(self, redactor: Redactor | Redaction | None = None) -> None:
+        super().__init__()
+        self.redactor = redactor if isinstance(redactor, Redactor) else Redactor(redactor)
+
+    def filter(self, record: logging.LogRecord) -> logging.LogRecord:  # type: ignore[override]  # a record since 3.12
+        """A redacted copy of the record."""
+        copy = logging.makeLogRecord(dict(record.__dict__))
+        redact = self.redactor.redact_text
+        try:
+            copy.msg = redact(record.getMessage())
+        except Exception as error:  # noqa: BLE001 - a wrong number of arguments must not leak them
+            copy.msg = self.redactor.failed(error, None)
+        copy.args = None
+        if record.exc_info and not record.exc_text:
+            copy.exc_text = "".join(traceback.format_exception(*record.exc_info)).rstrip("\n")
+        if copy.exc_text:
+            copy.exc_text = redact(copy.exc_text)
+        copy.exc_info = None
+        if record.stack_info:
+            copy.stack_info = redact(record.stack_info)
+        extra = {name: value for name, value in record.__dict__.items() if name not in _STANDARD}
+        if extra:
+            redacted, _ = self.redactor.redact(extra)
+            for name in extra:
+                del copy.__dict__[name]
+            copy.__dict__.update(redacted if isinstance(redacted, dict) else {})
+        return copy

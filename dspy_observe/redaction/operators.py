@@ -1,0 +1,129 @@
+"""What stands where something private stood: a label, a fixed text, a mask, nothing, or a keyed hash."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from dspy_observe.redaction.errors import RedactionConfigError
+
+__all__ = ["Drop", "Fixed", "KeyedHash", "Label", "Mask", "Operator", "operator_name"]
+
+_MAX_KEPT: Final = 6
+_MIN_KEY: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """The replacement template with the entity's name, ``<EMAIL>``: the default."""
+
+    template: str | None = None
+    """A text with ``{entity}``; ``None`` takes :attr:`Redaction.replacement`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """Always the same text."""
+
+    text: str
+    """Must not itself look private, and must not be empty (that is :class:`Drop`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """Stars, except the last characters: ``*************4448``."""
+
+    keep_last: int = 4
+    """Characters left readable, 0 to 6, and never more than a third of the value."""
+    char: str = "*"
+    """One character, ``*`` or ``#`` or another that is neither letter nor digit."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.keep_last <= _MAX_KEPT:
+            raise RedactionConfigError("Mask.keep_last", f"{self.keep_last} is out of range", "Use 0 to 6")
+        if len(self.char) != 1 or self.char.isalnum() or self.char.isspace():
+            raise RedactionConfigError("Mask.char", f"{self.char!r} is not one sign", "Use '*', '#' or '\u2022'")
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Nothing: the value is taken out."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyedHash:
+    """A short HMAC-SHA256, ``<PHONE:kfbmalogcd>``, so that equal values can be told apart from others.
+
+    A plain hash would not do: there are only 7 billion Chinese mobile numbers, and all can be tried in minutes.
+    """
+
+    key: bytes
+    """At least 16 bytes, one per deployment, kept like a password. Never shown by ``repr``."""
+    length: int = 10
+    """Letters of the hash, 8 to 32; ten hold 40 bits."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.key, bytes) or len(self.key) < _MIN_KEY:
+            raise RedactionConfigError("KeyedHash.key", "the key is shorter than 16 bytes", "Use os.urandom(32)")
+        if not 8 <= self.length <= 32:
+            raise RedactionConfigError("KeyedHash.length", f"{self.length} is out of range", "Use 8 to 32")
+
+    def __repr__(self) -> str:
+        return f"KeyedHash(key=..., length={self.length})"
+
+
+Operator = Label | Fixed | Mask | Drop | KeyedHash
+
+_LETTERS: Final = str.maketrans("0123456789abcdef", "abcdefghijklmnop")
+_ENTITY: Final = re.compile(r"[A-Z][A-Z0-9_]{0,63}\Z")
+
+
+def operator_name(operator: Operator) -> str:
+    """The operator's name for people: ``label``, ``fixed``, ``mask``, ``drop`` or ``hmac``."""
+    names: dict[type[object], Literal["label", "fixed", "mask", "drop", "hmac"]] = {
+        Label: "label", Fixed: "fixed", Mask: "mask", Drop: "drop", KeyedHash: "hmac",
+    }  # fmt: skip
+    return names[type(operator)]
+
+
+def replacer(operator: Operator, entity: str, template: str) -> Callable[[str], str]:
+    """A function from a private value to what replaces it.
+
+    Args:
+        operator: What to do.
+        entity: The entity's name, upper case.
+        template: The default template with ``{entity}``.
+    """
+    if isinstance(operator, Label):
+        label = (operator.template or template).replace("{entity}", entity)
+        return lambda _: label
+    if isinstance(operator, Fixed):
+        text = operator.text
+        return lambda _: text
+    if isinstance(operator, Mask):
+        keep, char = operator.keep_last, operator.char
+
+        def mask(value: str) -> str:
+            kept = min(keep, len(value) // 3)
+            return char * max(3, len(value) - kept) + (value[len(value) - kept :] if kept else "")
+
+        return mask
+    if isinstance(operator, KeyedHash):
+        key, length = operator.key, operator.length
+
+        def keyed(value: str) -> str:
+            # Letters only: digits of a hash could look like a phone number.
+            digest = hmac.new(key, value.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()
+            return f"<{entity}:{digest[:length].translate(_LETTERS)}>"
+
+        return keyed
+    return lambda _: ""
+
+
+def valid_entity(name: str) -> bool:
+    """Whether a name is an entity's: capital letters, digits and underscores, at most 64."""
+    return _ENTITY.match(name) is not None

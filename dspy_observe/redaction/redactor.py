@@ -1,0 +1,244 @@
+"""The redactor: options made ready, secrets known so far, failures counted."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from json import dumps
+from typing import Any, Final
+from urllib.parse import quote
+
+from dspy_observe import safety
+from dspy_observe.records import Finding
+from dspy_observe.redaction import secrets, validators, walk
+from dspy_observe.redaction.detectors import CREDENTIAL_DETECTORS, Detector, Finder
+from dspy_observe.redaction.errors import RedactionConfigError
+from dspy_observe.redaction.keynames import KeyNames
+from dspy_observe.redaction.operators import Fixed, Label, Mask, replacer
+from dspy_observe.redaction.options import Redaction
+from dspy_observe.redaction.scan import Hit, Scanner, cut, entity_of
+
+__all__ = ["Redactor", "credentials_only", "redact"]
+
+_GUARD_HOOK: Final = safety.guard("redaction.on_failure")
+_MIN_SECRET: Final = 8  # characters; shorter values are placeholders and would blank out ordinary words
+_MAX_SECRETS: Final = 1_000
+_SHORTEST: Final = 5  # characters; nothing shorter is an entity: the shortest e-mail address has six
+_NEVER_SECRET: Final = frozenset(
+    {"development", "production", "changeme", "password", "disabled", "undefined", "required", "localhost", "keychain", "no-key-required"}
+)  # fmt: skip
+_OWN_WORDS: Final = ("TRUNCATED", "REDACTION_ERROR", "KNOWN_SECRET", "CHARS")
+
+FailureHook = Callable[[str, int], None]
+"""Called with the error's type name and the length of what was dropped."""
+
+
+class Redactor:
+    """Removes what is private from texts and nested values. Never changes its input; safe to share between threads.
+
+    Fails closed: when a detector raises, the value becomes ``[REDACTION_ERROR:TypeName len=n]`` and is counted.
+
+    Args:
+        options: What to remove and what to put in its place; ``None`` takes the defaults.
+        on_failure: Called after each failure with the error's type name and the length of the dropped value.
+
+    Raises:
+        RedactionConfigError: A replacement itself looks private, so that redacting twice would change it again.
+    """
+
+    def __init__(self, options: Redaction | None = None, on_failure: FailureHook | None = None) -> None:
+        self.options = options or Redaction()
+        self._on_failure = on_failure
+        self._lock = threading.Lock()
+        self._failures = 0
+        self._secrets: OrderedDict[str, None] = OrderedDict()
+        self._known: tuple[str, ...] = ()
+        self._names = KeyNames(self.options.deny_keys, self.options.allow)
+        self._replacers: dict[str, Callable[[str], str]] = {}
+        self._outputs: set[str] = set()
+        self._mask_chars = {op.char for op in self.options.operators.values() if isinstance(op, Mask)}
+        detectors = [self._prepared(detector) for detector in self.options.detectors]
+        for detector in detectors:
+            self._add_replacer(detector.name if isinstance(detector, Detector) else entity_of(detector))
+        for entity in ("KNOWN_SECRET", "SECRET", *self.options.operators):
+            self._add_replacer(entity)
+        self._scanner = Scanner(detectors, self._replacement, self._keeps)
+        self._check_replacements()
+        if self.options.known_secrets:
+            self.add_secrets(_environment_secrets(self._names))
+
+    @property
+    def failures(self) -> int:
+        """Values dropped so far because redaction failed on them."""
+        return self._failures
+
+    def redact_text(self, text: str) -> str:
+        """The text without what is private."""
+        return self.scan_text(text)[0]
+
+    def scan_text(self, text: str) -> tuple[str, list[str]]:
+        """The text without what is private, and the entity of each replacement."""
+        if len(text) < _SHORTEST:
+            return text, []
+        try:
+            out, entities = self._scanner.redact(text, self._known, self.options.scan_limit_chars)
+            limit = self.options.max_chars
+            if limit is not None and len(out) > limit:
+                out, more = self._scanner.redact(cut(out, limit), self._known, limit)
+                entities += more
+            return out, entities
+        except Exception as error:  # noqa: BLE001 - whatever a detector raises, the value must not leave
+            return self.failed(error, len(text)), []
+
+    def redact(self, value: Any) -> tuple[Any, tuple[Finding, ...]]:
+        """A redacted copy of any value, as plain data, and what was removed from where.
+
+        Mappings become dicts; dataclasses and pydantic models become dicts of their fields; exceptions become
+        ``TypeName: message``; bytes become their length; other objects become their redacted ``repr``. Cycles and
+        what lies deeper than 64 levels are named, not followed.
+
+        Args:
+            value: Anything; it is only read.
+
+        Returns:
+            The copy, and one finding for each place, which names the entity and the path, never the value.
+        """
+        if type(value) is str and value[:1] not in "[{":
+            out, entities = self.scan_text(value)
+            return out, tuple(Finding(entity, "") for entity in entities)
+        walker = walk.Walker(self.scan_text, self.failed, self._names.is_secret, self.drop_value)
+        try:
+            return walker.copy(value), tuple(walker.findings)
+        except Exception as error:  # noqa: BLE001 - a hostile object must not reach the program, nor its content leave
+            return self.failed(error, None), ()
+
+    def find(self, text: str) -> list[Hit]:
+        """The places of a text that one pass would replace, in order, without the values.
+
+        Raises:
+            Exception: Whatever a detector raises.
+        """
+        return self._scanner.hits(text[: self.options.scan_limit_chars], self._known)
+
+    def add_secrets(self, values: Iterable[str]) -> None:
+        """Replace these texts literally from now on, also in their JSON-escaped and percent-encoded forms.
+
+        Args:
+            values: Secrets such as an LM's ``api_key``. Those under 8 characters, or that are part of a replacement,
+                are left out: they would blank out ordinary words. The thousand latest are kept.
+        """
+        if not self.options.known_secrets:
+            return
+        new = [v for v in values if isinstance(v, str) and v not in self._secrets and self._can_be_secret(v)]
+        if not new:
+            return
+        with self._lock:
+            for value in new:
+                self._secrets[value] = None
+            while len(self._secrets) > _MAX_SECRETS:
+                self._secrets.popitem(last=False)
+            forms = {form for value in self._secrets for form in (value, dumps(value)[1:-1], quote(value, safe=""))}
+            self._known = tuple(sorted(forms, key=lambda form: (-len(form), form)))
+
+    def drop_value(self, text: str) -> str:
+        """What replaces a whole value under a secret's name."""
+        return self._replacement("SECRET", text)
+
+    def operator_of(self, entity: str) -> Any:
+        """The operator that applies to an entity."""
+        return self.options.operators.get(entity, Label())
+
+    def failed(self, error: BaseException, length: int | None) -> str:
+        """Count a failure and give what stands in the value's place.
+
+        Args:
+            error: What was raised.
+            length: Characters of the value; ``None`` when unknown.
+        """
+        kind = type(error).__name__
+        with self._lock:
+            self._failures += 1
+        safety.swallowed("redaction.detector", error)
+        if self._on_failure is not None:
+            with _GUARD_HOOK:
+                self._on_failure(kind, length or 0)
+        return f"[REDACTION_ERROR:{kind}{'' if length is None else f' len={length}'}]"
+
+    def _prepared(self, detector: Detector | Finder) -> Detector | Finder:
+        if not isinstance(detector, Detector):
+            return detector
+        if detector.name == "IP" and detector.scan is not None:
+            scope, scan = self.options.ip_scope, detector.scan
+
+            def scoped(text: str, lowered: str) -> Iterable[tuple[int, int]]:
+                return [s for s in scan(text, lowered) if validators.ip_scope_includes(text[s[0] : s[1]], scope)]
+
+            return replace(detector, scan=scoped)
+        if detector.name == "SECRET" and detector.scan is not None:
+            return replace(detector, scan=secrets.secrets_for(self._names))
+        return detector
+
+    def _add_replacer(self, entity: str) -> None:
+        operator = self.operator_of(entity)
+        self._replacers[entity] = replacer(operator, entity, self.options.replacement)
+        if isinstance(operator, Label | Fixed):
+            self._outputs.add(self._replacers[entity](""))
+
+    def _replacement(self, entity: str, value: str) -> str:
+        return self._replacers[entity](value)
+
+    def _keeps(self, value: str) -> bool:
+        return value in self._outputs or (value[:3] in {char * 3 for char in self._mask_chars})
+
+    def _check_replacements(self) -> None:
+        for output in self._outputs:
+            for text in (output, f"a {output} b", f"password={output}", f'{{"token": "{output}"}}'):
+                if self._scanner.hits(text, ()):
+                    raise RedactionConfigError(
+                        "Redaction.replacement",
+                        "a replacement is itself found by a detector, so redacting twice would change the text again",
+                        "Use a form such as '<{entity}>'",
+                    )
+
+    def _can_be_secret(self, value: str) -> bool:
+        if len(value) < _MIN_SECRET or value.lower() in _NEVER_SECRET or not value.strip():
+            return False
+        return not any(value in text for text in (*self._outputs, *_OWN_WORDS))
+
+
+def _environment_secrets(names: KeyNames, environment: Mapping[str, str] | None = None) -> list[str]:
+    values = os.environ if environment is None else environment
+    return [
+        value
+        for name, value in values.items()
+        if names.is_secret(name) or name.upper().endswith(("KEY", "TOKEN", "SECRET", "PASSWORD"))
+    ]
+
+
+def credentials_only(options: Redaction | None = None) -> Redactor:
+    """A redactor for content that its owner wants raw: credentials are removed, personal data stays.
+
+    Args:
+        options: Operators, names and limits to keep; its detectors are replaced. ``None`` takes the defaults.
+    """
+    return Redactor(replace(options or Redaction(), detectors=CREDENTIAL_DETECTORS))
+
+
+_default: Redactor | None = None
+_default_lock = threading.Lock()
+
+
+def redact(text: str) -> str:
+    """The text without what is private, by the default detectors: ``mail <EMAIL> or call <PHONE>``.
+
+    Environment variables named like secrets are read once, at the first call. Never raises.
+    """
+    global _default  # noqa: PLW0603 - built at the first use, so that importing costs nothing
+    if _default is None:
+        with _default_lock:
+            if _default is None:
+                _default = Redactor()
+    return _default.redact_text(text)

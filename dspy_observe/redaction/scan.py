@@ -1,0 +1,186 @@
+"""The engine: gate, candidate, check, replace. One text in, one text and its entities out.
+
+A pass collects the spans of all detectors, merges those that overlap, and builds the text once. A replacement can
+free what stood beside it, so passes repeat until nothing changes; a text in which nothing was found costs one pass.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, NamedTuple
+
+from dspy_observe.redaction import numbers
+from dspy_observe.redaction.detectors import Detector, Finder, Span
+
+__all__ = ["Hit", "Scanner", "lower"]
+
+_MAX_PASSES: Final = 12
+_MARKER: Final = re.compile(r"<TRUNCATED ([0-9]{1,18}) CHARS>\Z")
+_MARKER_ROOM: Final = 40
+_TOKEN_MAX: Final = 256
+
+
+class Hit(NamedTuple):
+    """A place in a text and what is there."""
+
+    start: int
+    """First character."""
+    end: int
+    """One beyond the last."""
+    entity: str
+    """The detector's name."""
+
+
+def lower(text: str) -> str:
+    """The text in lower case, character by character: ``str.lower`` makes two of ``\u0130``."""
+    lowered = text.lower()
+    if len(lowered) == len(text):
+        return lowered
+    return "".join(low if len(low := char.lower()) == 1 else char for char in text)
+
+
+class Scanner:
+    """Finds and replaces with a fixed set of detectors. Holds no state of its own; safe to share between threads.
+
+    Args:
+        detectors: What to look for, in order of precedence between spans of equal length.
+        replace: From an entity and a value to what stands in its place.
+        keeps: Says whether a value already is a replacement.
+    """
+
+    def __init__(
+        self,
+        detectors: Sequence[Detector | Finder],
+        replace: Callable[[str, str], str],
+        keeps: Callable[[str], bool],
+    ) -> None:
+        own = [detector for detector in detectors if isinstance(detector, Detector)]
+        self._numbers = tuple((d.name, d.number) for d in own if d.number is not None)
+        self._searches = tuple((d.name, d.gate, d.find) for d in own if d.number is None)
+        self._finders = tuple((entity_of(d), d) for d in detectors if not isinstance(d, Detector))
+        self._replace = replace
+        self._keeps = keeps
+
+    def hits(self, text: str, known: Sequence[str]) -> list[Hit]:
+        """What is private in a text, in order and without overlaps.
+
+        Args:
+            text: The text.
+            known: Secrets to find literally.
+
+        Raises:
+            Exception: Whatever a detector raises.
+        """
+        found: list[Hit] = []
+        for secret in known:
+            at = text.find(secret)
+            while at >= 0:
+                found.append(Hit(at, at + len(secret), "KNOWN_SECRET"))
+                at = text.find(secret, at + len(secret))
+        lowered = lower(text)
+        for name, gate, find in self._searches:
+            if not gate or any(literal in lowered for literal in gate):
+                found.extend(Hit(start, end, name) for start, end in find(text, lowered))
+        if self._numbers:
+            for run in numbers.runs(text, lowered):
+                for name, number in self._numbers:
+                    spans = number(run)
+                    if spans:
+                        found.extend(Hit(start, end, name) for start, end in spans)
+        for name, finder in self._finders:
+            found.extend(_foreign(text, name, finder))
+        if not found:
+            return found
+        return [hit for hit in merged(found) if not self._keeps(text[hit.start : hit.end])]
+
+    def redact(self, text: str, known: Sequence[str], limit: int) -> tuple[str, list[str]]:
+        """The text without what is private, and the entities removed, one for each place.
+
+        Args:
+            text: The text.
+            known: Secrets to find literally.
+            limit: Characters of the text that are read, and at most returned.
+
+        Raises:
+            Exception: Whatever a detector raises.
+        """
+        entities: list[str] = []
+        if len(text) > limit:
+            text = cut(text, limit)
+        for _ in range(_MAX_PASSES):
+            hits = self.hits(text, known)
+            if not hits:
+                break
+            entities.extend(hit.entity for hit in hits)
+            before = text
+            text = self._rebuilt(text, hits)
+            if len(text) > limit:
+                text = cut(text, limit)
+            if text == before:
+                break
+        return text, entities
+
+    def _rebuilt(self, text: str, hits: list[Hit]) -> str:
+        parts: list[str] = []
+        at = 0
+        for start, end, entity in hits:
+            parts.append(text[at:start])
+            parts.append(self._replace(entity, text[start:end]))
+            at = end
+        parts.append(text[at:])
+        return "".join(parts)
+
+
+def entity_of(finder: Finder) -> str:
+    """The entity a foreign finder finds: its attribute ``entity``, else its name in capitals."""
+    name = getattr(finder, "entity", None) or getattr(finder, "__name__", type(finder).__name__)
+    return re.sub(r"[^A-Z0-9_]", "_", str(name).upper()).strip("_")[:64] or "CUSTOM"
+
+
+def _foreign(text: str, name: str, finder: Finder) -> Iterable[Hit]:
+    for span in finder(text):
+        start, end = int(span[0]), int(span[1])
+        if 0 <= start < end <= len(text):
+            yield Hit(start, end, name)
+
+
+def merged(found: list[Hit]) -> list[Hit]:
+    """Join overlapping hits; the longest gives the entity, among equals the one that came first."""
+    found.sort(key=_by_start)
+    result: list[Hit] = []
+    longest = 0
+    for hit in found:
+        if result and hit.start < result[-1].end:
+            last = result[-1]
+            size = hit.end - hit.start
+            entity = hit.entity if size > longest else last.entity
+            longest = max(longest, size)
+            result[-1] = Hit(last.start, max(last.end, hit.end), entity)
+        else:
+            result.append(hit)
+            longest = hit.end - hit.start
+    return result
+
+
+def _by_start(hit: Hit) -> int:
+    return hit.start
+
+
+def cut(text: str, limit: int) -> str:
+    """Shorten a text to a limit at the end of a word and say so at its end.
+
+    The last word goes too: half a number or half a replacement could no longer be recognised.
+    """
+    dropped = 0
+    marker = _MARKER.search(text, max(0, len(text) - _MARKER_ROOM))
+    if marker is not None:
+        dropped = int(marker[1])
+        text = text[: marker.start()]
+    keep = max(0, limit - _MARKER_ROOM)
+    end = keep
+    while end > 0 and keep - end < _TOKEN_MAX and not text[end - 1].isspace():
+        end -= 1
+    if end == 0 or not text[end - 1].isspace():
+        end = max(0, keep - _TOKEN_MAX)
+    return f"{text[:end]}<TRUNCATED {dropped + len(text) - end} CHARS>"

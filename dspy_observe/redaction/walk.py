@@ -1,0 +1,193 @@
+"""Redacted copies of nested values. Reads only; survives cycles, depth, size and objects that raise when looked at."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
+from typing import Any, Final
+
+from dspy_observe.records import Finding
+
+__all__ = ["Walker"]
+
+_MAX_DEPTH: Final = 64
+_MAX_NODES: Final = 100_000
+_MAX_JSON: Final = 1_000_000
+_SMALL_INT: Final = 1_000_000
+_CONTEXT_CHARS: Final = 256  # a longer text carries its own context
+_TELLING: Final = re.compile(
+    r"phone|tel|mobile|cell|fax|ssn|social|card|pan\b|passport|id_?card|identity|contact|手机|电话|身份证|卡号|证件", re.IGNORECASE
+)
+_JSON_SECRET: Final = re.compile(
+    r"pass|pwd|secret|token|key|cred|auth|cookie|jwt|cvv|cvc|otp|dsn|bearer|connection|mnemonic|密|令牌|\\u5bc6", re.IGNORECASE
+)
+
+
+class Walker:
+    """Copies one value. Made for each value and not shared.
+
+    Args:
+        scan: From a text to its redacted form and the entities removed.
+        failed: From an error and a length to what replaces a value that could not be redacted.
+        is_secret: Whether a value under this name is dropped whole.
+        drop: From a secret's text to what replaces it.
+    """
+
+    def __init__(
+        self,
+        scan: Callable[[str], tuple[str, list[str]]],
+        failed: Callable[[BaseException, int | None], str],
+        is_secret: Callable[[str], bool],
+        drop: Callable[[str], str],
+    ) -> None:
+        self.findings: list[Finding] = []
+        self._scan, self._failed, self._is_secret, self._drop = scan, failed, is_secret, drop
+        self._open: set[int] = set()
+        self._nodes = 0
+
+    def copy(self, value: Any, path: str = "", name: str = "") -> Any:
+        """A redacted copy.
+
+        Args:
+            value: Anything.
+            path: Where it stands, for the findings.
+            name: The key it stands under, if any; it is the context of short values.
+        """
+        kind = type(value)
+        if kind is str:
+            return self._text(value, path, name)
+        if value is None or kind is bool:
+            return value
+        if kind is int or kind is float:
+            return self._number(value, path, name)
+        self._nodes += 1
+        if self._nodes > _MAX_NODES:
+            return "<TRUNCATED ITEMS>"
+        if id(value) in self._open:
+            return "<CYCLE>"
+        if len(self._open) >= _MAX_DEPTH:
+            return "<TRUNCATED DEPTH>"
+        self._open.add(id(value))
+        try:
+            return self._object(value, path, name)
+        except Exception as error:  # noqa: BLE001 - objects of others may raise anything when read
+            return self._failed(error, None)
+        finally:
+            self._open.discard(id(value))
+
+    def _object(self, value: Any, path: str, name: str) -> Any:  # noqa: PLR0911 - one branch for each kind of value
+        if isinstance(value, str):
+            return self._text(str.__str__(value), path, name)
+        if isinstance(value, bytes | bytearray | memoryview):
+            return f"<bytes len={len(value)}>"
+        if isinstance(value, Mapping):
+            return self._mapping(value, path)
+        if isinstance(value, list):
+            return [self.copy(item, f"{path}[{at}]", name) for at, item in enumerate(value)]
+        if isinstance(value, tuple):
+            return tuple(self.copy(item, f"{path}[{at}]", name) for at, item in enumerate(value))
+        if isinstance(value, AbstractSet):
+            return self._set(value, path, name)
+        if isinstance(value, BaseException):
+            return self._text(f"{type(value).__name__}: {value}", path, name)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return self._mapping({f.name: getattr(value, f.name) for f in dataclasses.fields(value)}, path)
+        dump = getattr(type(value), "model_dump", None)
+        if callable(dump) and not isinstance(value, type):
+            return self.copy(dump(value), path, name)
+        if isinstance(value, int | float):
+            return self._number(value, path, name)
+        return self._text(repr(value), path, name)
+
+    def _mapping(self, value: Mapping[Any, Any], path: str) -> dict[Any, Any]:
+        result: dict[Any, Any] = {}
+        for key, item in value.items():
+            self._nodes += 1
+            if self._nodes > _MAX_NODES:
+                result["<TRUNCATED ITEMS>"] = None
+                break
+            clean = self._key(key, path)
+            unique, number = clean, 2
+            while unique in result:
+                unique, number = f"{clean}#{number}", number + 1
+            place = f"{path}.{clean}" if path else str(clean)
+            if isinstance(key, str) and item is not None and type(item) is not bool and self._drops(key, item, value):
+                result[unique] = self._dropped(item, place)
+            else:
+                result[unique] = self.copy(item, place, key if isinstance(key, str) else "")
+        return result
+
+    def _drops(self, key: str, item: Any, siblings: Mapping[Any, Any]) -> bool:
+        if not self._is_secret(key) or item == "" or item == [] or item == {}:
+            return False
+        # The token of a log-probability is a piece of an answer, not a credential.
+        return not (key == "token" and "logprob" in siblings)
+
+    def _dropped(self, item: Any, place: str) -> str:
+        text = item if isinstance(item, str) else ""
+        if text.startswith(("<", "[REDACTION_ERROR")) and self._scan(f"password={text}")[1] == []:
+            return text  # replaced already
+        self.findings.append(Finding("SECRET", place))
+        return self._drop(text)
+
+    def _key(self, key: Any, path: str) -> Any:
+        if isinstance(key, str):
+            return self._text(key, f"{path}<key>", "", parse=False)
+        clean = self.copy(key, f"{path}<key>")
+        try:
+            hash(clean)
+        except TypeError:
+            return self._text(str(clean), f"{path}<key>", "", parse=False)
+        return clean
+
+    def _set(self, value: AbstractSet[Any], path: str, name: str) -> Any:
+        items = [self.copy(item, f"{path}[]", name) for item in value]
+        try:
+            return frozenset(items) if isinstance(value, frozenset) else set(items)
+        except TypeError:
+            return items
+
+    def _number(self, value: float, path: str, name: str) -> Any:
+        if -_SMALL_INT < value < _SMALL_INT or not (isinstance(value, int) or value.is_integer()):
+            return value
+        digits = str(abs(int(value)))
+        if len(digits) > 20:
+            return value
+        out, entities = self._scan(f"{name}={digits}" if name else digits)
+        if not entities:
+            return value
+        self.findings.extend(Finding(entity, path) for entity in entities)
+        return out[len(name) + 1 :] if name and out.startswith(f"{name}=") else out
+
+    def _text(self, text: str, path: str, name: str, parse: bool = True) -> str:
+        if parse and text[:1] in ("{", "[") and len(text) <= _MAX_JSON and _JSON_SECRET.search(text):
+            parsed = self._json(text, path)
+            if parsed is not None:
+                text = parsed
+        out, entities = self._scan(text)
+        if not entities and name and len(text) <= _CONTEXT_CHARS and _TELLING.search(name):
+            prefix = f"{name}: "
+            told, entities = self._scan(prefix + text)
+            if entities and told.startswith(prefix):
+                out = told[len(prefix) :]
+            else:
+                entities = []
+        self.findings.extend(Finding(entity, path) for entity in entities)
+        return out
+
+    def _json(self, text: str, path: str) -> str | None:
+        """The text of a JSON document with secrets dropped by name; ``None`` when it has none or is no JSON."""
+        try:
+            parsed = json.loads(text)
+        except (ValueError, RecursionError):
+            return None
+        inner = Walker(lambda part: (part, []), self._failed, self._is_secret, self._drop)
+        copied = inner.copy(parsed)
+        if not inner.findings:
+            return None
+        self.findings.extend(Finding(f.entity, f"{path}.{f.path}" if path else f.path) for f in inner.findings)
+        separators = (", ", ": ") if re.match(r"[^:]{0,400}: ", text) else (",", ":")
+        return json.dumps(copied, ensure_ascii=text.isascii(), separators=separators)

@@ -1,0 +1,124 @@
+"""Telemetry must never break the program it watches, and must never fail in silence.
+
+Every place where our code runs inside somebody's program is wrapped in a :class:`guard`. An ``Exception`` that reaches
+a guard is swallowed, counted under the guard's site, and logged at most once a minute per site. The log line carries
+the error's type and place, never its text: the text of an error may quote a prompt or a key.
+
+``DSPY_OBSERVE_STRICT=1`` re-raises instead, for test suites that want to see every fault.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+__all__ = ["counts", "guard", "on_error", "swallowed"]
+
+_LOG_EVERY_S = 60.0
+
+_logger = logging.getLogger("dspy_observe")
+_lock = threading.Lock()
+_counts: dict[str, int] = {}
+_logged_at: dict[str, float] = {}
+_listeners: list[Callable[[str, int], None]] = []
+
+
+class guard:  # noqa: N801 - reads as a keyword at the place of use
+    """Swallow, count and log the exceptions of a block.
+
+    Stateless and therefore reusable: make one at module level and enter it from any number of threads.
+
+    Args:
+        site: Where we are, as ``room.action``; it becomes the ``site`` label of
+            ``dspy_observe_internal_errors_total``, so it is a constant, never built from data.
+    """
+
+    __slots__ = ("site",)
+
+    def __init__(self, site: str) -> None:
+        self.site = site
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        if error is None or not isinstance(error, Exception):
+            return False  # KeyboardInterrupt and cancellation belong to the program, not to us
+        swallowed(self.site, error)
+        return not strict()
+
+
+def strict() -> bool:
+    """Whether swallowed errors are raised again (``DSPY_OBSERVE_STRICT`` is set to 1 or true)."""
+    return os.environ.get("DSPY_OBSERVE_STRICT", "").lower() in {"1", "true"}
+
+
+def swallowed(site: str, error: BaseException, count: int = 1) -> None:
+    """Count an error that was kept from the program, and log it unless the site logged within the last minute.
+
+    Args:
+        site: Where it happened; a constant, as for :class:`guard`.
+        error: What was swallowed; only its type and place are logged.
+        count: How many things were lost by it, such as the spans of a batch.
+    """
+    now = time.monotonic()
+    with _lock:
+        _counts[site] = _counts.get(site, 0) + count
+        last = _logged_at.get(site)
+        quiet = last is not None and now - last < _LOG_EVERY_S
+        if not quiet:
+            _logged_at[site] = now
+        listeners = tuple(_listeners)
+    for listener in listeners:
+        listener(site, count)
+    if not quiet:
+        _logger.warning(
+            "dspy_observe: %s at %s in %s; the program is not affected, some telemetry is missing. "
+            "Further errors here are only counted for a minute (dspy_observe_internal_errors_total).",
+            type(error).__name__,
+            _place(error),
+            site,
+        )
+
+
+def counts() -> dict[str, int]:
+    """How many errors were swallowed so far in this process, by site."""
+    with _lock:
+        return dict(_counts)
+
+
+def on_error(listener: Callable[[str, int], None]) -> Callable[[], None]:
+    """Call ``listener(site, count)`` for every swallowed error from now on.
+
+    The listener is told of the earlier errors too, so that a counter made late starts with the right value.
+
+    Returns:
+        A function that stops the calls.
+    """
+    with _lock:
+        earlier = dict(_counts)
+        _listeners.append(listener)
+    for site, count in earlier.items():
+        listener(site, count)
+
+    def stop() -> None:
+        with _lock:
+            if listener in _listeners:
+                _listeners.remove(listener)
+
+    return stop
+
+
+def _place(error: BaseException) -> str:
+    traceback = error.__traceback__
+    if traceback is None:
+        return "an unknown place"
+    while traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return f"{os.path.basename(traceback.tb_frame.f_code.co_filename)}:{traceback.tb_lineno}"
