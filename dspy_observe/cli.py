@@ -6,7 +6,6 @@ from importlib.metadata import version as installed_version
 
 import typer
 
-
 app = typer.Typer(
     name="dspy-observe",
     help="Observe DSPy programs in production.",

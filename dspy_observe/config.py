@@ -22,19 +22,15 @@ from dspy_observe.callbacks.otel import OTelCallback, Tracing
 from dspy_observe.callbacks.redaction import RedactionCallback
 from dspy_observe.callbacks.registry import RegistryEventCallback
 from dspy_observe.errors import ConfigurationError, UnknownCallError
-from dspy_observe.facts import calls
-from dspy_observe.facts import installation
+from dspy_observe.facts import calls, installation
 from dspy_observe.ledger import LEDGER, Answer
 from dspy_observe.metrics import Metrics, serve
-from dspy_observe.records import RegistryEvent, Role, Score
+from dspy_observe.records import ROLES, RegistryEvent, Role, Score
 from dspy_observe.redaction import Redaction
 
 __all__ = ["Cost", "EventSource", "Logs", "Metrics", "Observer", "Redaction", "Tracing", "configure"]
 
 T = TypeVar("T")
-Room = T | Literal[False]
-"""A room's options, or ``False`` to leave the room out."""
-
 _REF_PREFIX = "call1."
 _SEEN_SCORES = 100_000
 """Score ids remembered, so that a score that is sent again counts once: some hours of feedback, about 10 MB."""
@@ -205,11 +201,11 @@ class Observer:
 def configure(
     *,
     service: str | None = None,
-    metrics: Room[Metrics] | None = None,
-    tracing: Room[Tracing] | None = None,
-    logs: Room[Logs] | None = None,
-    redaction: Room[Redaction] | None = None,
-    cost: Room[Cost] | None = None,
+    metrics: Metrics | Literal[False] | None = None,
+    tracing: Tracing | Literal[False] | None = None,
+    logs: Logs | Literal[False] | None = None,
+    redaction: Redaction | Literal[False] | None = None,
+    cost: Cost | Literal[False] | None = None,
     registry: EventSource | None = None,
     extra: Sequence[Any] = (),
 ) -> Observer:
@@ -239,22 +235,23 @@ def configure(
     arguments = (service, metrics, tracing, logs, redaction, cost, registry, tuple(extra))
     _check(arguments)
     with _running_lock:
-        if _running and _running[0] == arguments:
-            return _running[1]
         if _running:
-            _running[1].close()
+            before, running = _running[0]
+            if before == arguments:
+                return running
+            running.close()
         observer = _build(*arguments)
-        _running[:] = [arguments, observer]
+        _running[:] = [(arguments, observer)]
         return observer
 
 
-_running: list[Any] = []
+_running: list[tuple[tuple[Any, ...], Observer]] = []
 _running_lock = threading.RLock()
 
 
 def _forget(observer: Observer) -> None:
     with _running_lock:
-        if _running and _running[1] is observer:
+        if _running and _running[0][1] is observer:
             _running.clear()
 
 
@@ -289,11 +286,11 @@ _ROOMS: tuple[tuple[str, type[Any]], ...] = (
 
 def _build(
     service: str | None,
-    metrics: Room[Metrics] | None,
-    tracing: Room[Tracing] | None,
-    logs: Room[Logs] | None,
-    redaction: Room[Redaction] | None,
-    cost: Room[Cost] | None,
+    metrics: Metrics | Literal[False] | None,
+    tracing: Tracing | Literal[False] | None,
+    logs: Logs | Literal[False] | None,
+    redaction: Redaction | Literal[False] | None,
+    cost: Cost | Literal[False] | None,
     registry: EventSource | None,
     extra: tuple[Any, ...],
 ) -> Observer:
@@ -334,14 +331,12 @@ def _build(
 
 
 def _read_ref(ref: str) -> Answer:
-    text = ref.removeprefix(_REF_PREFIX)
+    text = ref.removeprefix(_REF_PREFIX) if ref.startswith(_REF_PREFIX) else "!"
     try:
-        if text == ref:
-            raise ValueError
         call_id, program, version, role, trace_id = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
     except (ValueError, binascii.Error):
         raise UnknownCallError("this is no call reference; pass what Observer.call_ref() returned") from None
     known = all(part is None or isinstance(part, str) for part in (program, version, trace_id))
-    if not isinstance(call_id, str) or role not in calls.ROLES or not known:
+    if not isinstance(call_id, str) or role not in ROLES or not known:
         raise UnknownCallError("this call reference has been altered; pass what Observer.call_ref() returned")
     return Answer(call_id, program, version, role, trace_id)

@@ -51,7 +51,7 @@ MetricType = Literal["counter", "gauge", "histogram"]
 
 @dataclass(frozen=True, slots=True)
 class MetricSpec:
-    """One Prometheus metric: https://prometheus.io/docs/practices/naming/"""
+    """One Prometheus metric, named by https://prometheus.io/docs/practices/naming/."""
 
     name: str
     type: MetricType

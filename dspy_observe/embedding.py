@@ -18,7 +18,8 @@ from dspy.utils.callback import ACTIVE_CALL_ID
 
 from dspy_observe.facts import calls
 from dspy_observe.facts.lm import report
-from dspy_observe.ledger import LEDGER, Recorder
+from dspy_observe.ledger import LEDGER
+from dspy_observe.readers import Recorder
 
 __all__ = ["ObservedEmbedder"]
 
@@ -66,8 +67,7 @@ class ObservedEmbedder(dspy.Embedder):
             vectors: Vectors = []
             for batch in batches:
                 vectors.extend(compute(self.model, batch, replies=call.replies, **merged))
-            result = self._postprocess(vectors, single)
-        return result
+            return self._postprocess(vectors, single)
 
     async def acall(
         self, inputs: str | list[str], batch_size: int | None = None, caching: bool | None = None, **kwargs: Any
@@ -80,8 +80,7 @@ class ObservedEmbedder(dspy.Embedder):
             vectors: Vectors = []
             for batch in batches:
                 vectors.extend(await compute(self.model, batch, replies=call.replies, **merged))
-            result = self._postprocess(vectors, single)
-        return result
+            return self._postprocess(vectors, single)
 
 
 class _ObservedCall:

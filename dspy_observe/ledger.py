@@ -14,8 +14,9 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from time import perf_counter
 from time import time as unix_time
 from typing import Any, ClassVar, Final, NamedTuple
@@ -26,20 +27,11 @@ from dspy_observe.facts import billing, calls, content
 from dspy_observe.facts.identity import WeakIdentityMap
 from dspy_observe.facts.lm import LMCapture
 from dspy_observe.facts.recent import Recent
-from dspy_observe.records import (
-    CallKind,
-    CallRecord,
-    CallStart,
-    ContentMode,
-    Finding,
-    Price,
-    RegistryEvent,
-    Score,
-    make_call_record,
-)
+from dspy_observe.readers import Plan, Reader, Recorder, Route, without
+from dspy_observe.records import CallKind, CallRecord, CallStart, Finding, Price, make_call_record
 from dspy_observe.redaction import Redactor, credentials_only
 
-__all__ = ["LEDGER", "Answer", "Clock", "Ledger", "Plan", "Reader", "Recorder", "Route"]
+__all__ = ["LEDGER", "Answer", "Clock", "Ledger"]
 
 _logger = logging.getLogger("dspy_observe")
 
@@ -67,103 +59,6 @@ class Answer(NamedTuple):
     trace_id: str | None
 
 
-class Reader:
-    """Somebody who reads records. What a reader wants to be told and needs gathered, it says in these attributes."""
-
-    kinds: frozenset[CallKind] | None = None
-    """The calls that the reader is told of; ``None`` is all of them."""
-    failures_only: frozenset[CallKind] = frozenset()
-    """Kinds among them of which only failed calls matter; their start is not told."""
-    redactor: Redactor | None = None
-    """Applied to the content of a call before any reader sees it."""
-    price: Price | None = None
-    """Replaces DSPy's estimate of a call's cost."""
-    content: ContentMode = "none"
-    """Whether the reader wants inputs and outputs, and how."""
-    meter_streams: bool = False
-    """Whether LiteLLM is asked to report the usage of streams."""
-
-    @property
-    def identity(self) -> object:
-        """Readers with equal identities do the same work; only the first of them reads a call."""
-        return id(self)
-
-    def started(self, start: CallStart) -> None:
-        """A call begins."""
-
-    def finished(self, record: CallRecord) -> None:
-        """A call ended, in whatever way."""
-
-    def dropped(self, start: CallStart) -> None:
-        """A call was given up: its end was never told, or too many calls are open."""
-
-    def happened(self, event: RegistryEvent) -> None:
-        """The registry of program versions changed."""
-
-    def scored(self, score: Score) -> None:
-        """An answer was scored."""
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What the readers of a call need gathered, taken together."""
-
-    content: ContentMode = "none"
-    redactors: tuple[Redactor, ...] = ()
-    prices: tuple[Price, ...] = ()
-    meter_streams: bool = False
-
-    @classmethod
-    def of(cls, readers: Iterable[Reader]) -> Plan:
-        """Combine the wishes of readers. Redacted content is the rule as soon as one reader asks for it so."""
-        readers = tuple(readers)
-        modes = {reader.content for reader in readers}
-        return cls(
-            content="redacted" if "redacted" in modes else "raw" if "raw" in modes else "none",
-            redactors=tuple(dict.fromkeys(r.redactor for r in readers if r.redactor is not None)),
-            prices=tuple(dict.fromkeys(r.price for r in readers if r.price is not None)),
-            meter_streams=any(reader.meter_streams for reader in readers),
-        )
-
-
-class Route(NamedTuple):
-    """Who is told what about the calls of one kind. Worked out once for each callback, not on every call."""
-
-    readers: tuple[Reader, ...]
-    """Told of every end."""
-    starters: tuple[Reader, ...]
-    """Those of them that do something at the start."""
-    on_failure: tuple[Reader, ...]
-    """Told of failed ends only."""
-
-    @classmethod
-    def of(cls, readers: Iterable[Reader], kind: CallKind) -> Route:
-        """Sort the readers that want calls of this kind."""
-        wanting = tuple(reader for reader in readers if reader.kinds is None or kind in reader.kinds)
-        always = tuple(reader for reader in wanting if kind not in reader.failures_only)
-        starters = tuple(reader for reader in always if type(reader).started is not Reader.started)
-        return cls(always, starters, tuple(reader for reader in wanting if reader not in always))
-
-
-class Recorder:
-    """What the ledger expects of a callback in DSPy's list; ``callbacks/base.py`` has the two kinds."""
-
-    @property
-    def readers(self) -> tuple[Reader, ...]:
-        """Who reads through this callback; the same for its whole life."""
-        raise NotImplementedError
-
-    @property
-    def plan(self) -> Plan:
-        """What those readers need gathered."""
-        raise NotImplementedError
-
-    @property
-    def routes(self) -> dict[CallKind, Route]:
-        """Who is told what, for every kind of call."""
-        raise NotImplementedError
-
-
 class _Entry:
     """One open call. ``start`` is made when somebody needs it: of most adapter calls nobody does."""
 
@@ -176,6 +71,8 @@ class _Entry:
         self.raw = raw
         self.plan = plan
         self.started_at = started_at
+        self.started_mono = 0.0
+        self.begun: Any = None  # the start as readers see it, with content where it is captured
         self.admitted: dict[int, Route] = {}
         self.parent: CallStart | None = None
         self.start: CallStart | None = None
@@ -206,6 +103,7 @@ class Ledger:
         self._max_open = max_open
         self._open: dict[str, _Entry] = {}
         self._ended: Recent[CallStart] = Recent(max_ended)
+        self._planned: tuple[list[Any] | None, int, Plan] = (None, 0, Plan())
         self._lock = threading.Lock()
         self._dropped = 0
 
@@ -233,7 +131,7 @@ class Ledger:
             elif id(callback) in entry.admitted:
                 return  # listed both globally and on the instance
             else:
-                route = _without(route, entry.admitted.values())
+                route = without(route, entry.admitted.values())
             entry.admitted[id(callback)] = route
             if entry.shadow is not None:
                 return
@@ -265,11 +163,7 @@ class Ledger:
                 if readers:
                     if entry.record is None:
                         entry.record = self._freeze(call_id, entry, outputs, exception, now)
-                    for reader in readers:
-                        try:
-                            reader.finished(entry.record)
-                        except Exception as error:
-                            self._reader_failed(reader, "finished", error)
+                    self._finish(readers, entry.record)
                 elif entry.capture is not None and not entry.admitted:
                     entry.capture.remove()
         except Exception as error:
@@ -285,6 +179,13 @@ class Ledger:
                 self._open.pop(call_id, None)
                 if entry.start is not None and entry.kind in _PARENT_KINDS:
                     self._ended.remember(call_id, entry.start)
+
+    def _finish(self, readers: tuple[Reader, ...], record: CallRecord) -> None:
+        for reader in readers:
+            try:
+                reader.finished(record)
+            except Exception as error:
+                self._reader_failed(reader, "finished", error)
 
     def link(self, call_id: str, trace_id: str, span_id: str) -> None:
         """Tell the ledger which sampled span stands for an open call, for log lines and exemplars."""
@@ -322,16 +223,20 @@ class Ledger:
                 self._take_inputs(entry, start)
         return start
 
-    @staticmethod
-    def _plan(instance: Any) -> Plan:
-        callbacks = calls.active_callbacks(instance)
-        if len(callbacks) == 1:  # ours: it asks
-            plan: Plan = callbacks[0].plan
+    def _plan(self, instance: Any) -> Plan:
+        """What the readers of a call need. Worked out once for each list of callbacks that DSPy is given."""
+        listed, own = calls.listed_callbacks(), calls.own_callbacks(instance)
+        known, length, plan = self._planned
+        if listed is known and len(listed) == length and not own:
             return plan
-        recorders = [callback for callback in callbacks if isinstance(callback, Recorder)]
+        recorders = [callback for callback in (*listed, *own) if isinstance(callback, Recorder)]
         if len(recorders) == 1:
-            return recorders[0].plan
-        return Plan.of(reader for recorder in recorders for reader in recorder.readers)
+            plan = recorders[0].plan
+        else:
+            plan = Plan.of(reader for recorder in recorders for reader in recorder.readers)
+        if not own:
+            self._planned = (listed, len(listed), plan)
+        return plan
 
     def _drop_oldest(self) -> None:
         with self._lock:
@@ -451,26 +356,17 @@ class Ledger:
             raise error
 
 
-def _without(route: Route, present: Iterable[Route]) -> Route:
-    """Leave out readers whose work another callback of the same call already does."""
-    taken = {reader.identity for other in present for reader in other.readers + other.on_failure}
-    return Route(*(tuple(reader for reader in part if reader.identity not in taken) for part in route))
-
-
 _PARENT_KINDS: Final = frozenset({"module", "tool", "evaluate", "compile", "interpreter", "adapter_parse"})
 """Calls from which others are started; an LM's or a formatter's late child would be an oddity."""
 
 _GUARD_CONTENT = safety.guard("ledger.content")
 _GUARD_BILLING = safety.guard("ledger.billing")
 _GUARD_PRICE = safety.guard("ledger.price")
-_credentials_redactor: Redactor | None = None
 
 
+@cache
 def _credentials() -> Redactor:
-    global _credentials_redactor
-    if _credentials_redactor is None:
-        _credentials_redactor = credentials_only()
-    return _credentials_redactor
+    return credentials_only()
 
 
 def _priced(record: CallRecord, prices: tuple[Price, ...]) -> CallRecord:

@@ -17,8 +17,10 @@ import logging
 import os
 import threading
 import weakref
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Final
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, start_http_server
@@ -52,6 +54,11 @@ _CAPPED: Final = frozenset(
 """Labels whose values come from data; the others take a fixed set of words."""
 
 
+_EXEMPLAR_EVERY_S: Final = 1.0  # far below any scrape interval
+_HIGHEST_PORT: Final = 65_535
+_DEFAULT_BUCKETS_S: Final[tuple[float, ...]] = LATENCY_BUCKETS_S
+
+
 def _optional_int(text: str) -> int | None:
     return int(text)
 
@@ -72,7 +79,7 @@ class Metrics:
     collector_registry: CollectorRegistry | None = None
     """The application's own registry; ``None`` is prometheus_client's default one."""
     latency_buckets_s: tuple[float, ...] = field(
-        default_factory=env_default("DSPY_OBSERVE_METRICS_LATENCY_BUCKETS_S", LATENCY_BUCKETS_S, parse_floats)
+        default_factory=env_default("DSPY_OBSERVE_METRICS_LATENCY_BUCKETS_S", _DEFAULT_BUCKETS_S, parse_floats)
     )
     """Upper bounds of the duration histograms in seconds, rising."""
     max_label_values: int = field(
@@ -81,7 +88,7 @@ class Metrics:
     """Distinct values of one label, at least 1; further ones are booked as ``other``."""
 
     def __post_init__(self) -> None:
-        if self.port is not None and not (isinstance(self.port, int) and 0 <= self.port <= 65535):
+        if self.port is not None and not (isinstance(self.port, int) and 0 <= self.port <= _HIGHEST_PORT):
             raise ConfigurationError("Metrics.port", f"{self.port!r} is no TCP port", "Use 0 to 65535, or None")
         if not isinstance(self.host, str) or not self.host:
             raise ConfigurationError("Metrics.host", f"{self.host!r} is no address", 'Use "127.0.0.1" or "0.0.0.0"')
@@ -92,7 +99,7 @@ class Metrics:
             )
         bounds = self.latency_buckets_s
         try:
-            rising = bool(bounds) and all(left < right for left, right in zip(bounds, bounds[1:], strict=False))
+            rising = bool(bounds) and all(left < right for left, right in pairwise(bounds))
         except TypeError:
             rising = False
         if not rising or not all(isinstance(bound, int | float) and bound > 0 for bound in bounds):
@@ -110,13 +117,46 @@ def multiprocess() -> bool:
     return "PROMETHEUS_MULTIPROC_DIR" in os.environ or "prometheus_multiproc_dir" in os.environ
 
 
+class Timing:
+    """One series of a histogram, which keeps at most one exemplar a second in each of its buckets.
+
+    An exemplar is the latest one anyway, and attaching it costs more than the observation itself.
+    """
+
+    __slots__ = ("_bounds", "_child", "_next")
+
+    def __init__(self, child: Any, bounds: tuple[float, ...]) -> None:
+        self._child = child
+        self._bounds = bounds
+        self._next = [0.0] * (len(bounds) + 1)
+
+    def observe(self, value: float, trace_id: str | None = None, at: float = 0.0) -> None:
+        """Book one value.
+
+        Args:
+            value: In the histogram's unit.
+            trace_id: Where to find an example; ``None`` attaches none.
+            at: Unix time of the observation in seconds.
+        """
+        if trace_id is not None:
+            bucket = bisect_left(self._bounds, value)
+            if at >= self._next[bucket]:
+                self._next[bucket] = at + _EXEMPLAR_EVERY_S
+                self._child.observe(value, {"trace_id": trace_id})
+                return
+        self._child.observe(value)
+
+
 class Family:
     """One metric with its children kept at hand: asking prometheus_client for a child takes a lock each time."""
 
-    __slots__ = ("_children", "_instruments", "_metric", "labels")
+    __slots__ = ("_bounds", "_children", "_instruments", "_metric", "labels")
 
-    def __init__(self, metric: MetricWrapperBase, labels: tuple[str, ...], owner: Instruments) -> None:
+    def __init__(
+        self, metric: MetricWrapperBase, labels: tuple[str, ...], owner: Instruments, bounds: tuple[float, ...] = ()
+    ) -> None:
         self._metric = metric
+        self._bounds = bounds
         self._children: dict[tuple[str | None, ...], Any] = {}
         self._instruments = owner
         self.labels = labels
@@ -131,6 +171,8 @@ class Family:
             return found
         admitted = tuple(map(self._instruments.admit, self.labels, values))
         found = self._metric.labels(*admitted) if admitted else self._metric
+        if self._bounds:
+            found = Timing(found, self._bounds)
         if OVERFLOW_LABEL not in admitted:  # overflowing values are without number and must not be kept
             self._children[values] = found
         return found
@@ -193,6 +235,7 @@ class Instruments:
         else:
             buckets = self._buckets[spec.buckets or "latency"]
             metric = Histogram(spec.name, spec.help, spec.labels, registry=registry, buckets=buckets)
+            return Family(metric, spec.labels, self, buckets)
         return Family(metric, spec.labels, self)
 
     def _watch_ourselves(self) -> None:
@@ -279,12 +322,12 @@ def worker_exited(pid: int) -> None:
     Args:
         pid: Its process id.
     """
-    mark_process_dead(pid)
+    mark_process_dead(pid)  # type: ignore[no-untyped-call]
 
 
 def _exposed(registry: CollectorRegistry | None) -> CollectorRegistry:
     if not multiprocess():
         return registry or REGISTRY
     merged = CollectorRegistry()
-    MultiProcessCollector(merged)
+    MultiProcessCollector(merged)  # type: ignore[no-untyped-call]
     return merged

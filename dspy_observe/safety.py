@@ -14,6 +14,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 
 __all__ = ["counts", "guard", "on_error", "swallowed"]
@@ -121,4 +122,4 @@ def _place(error: BaseException) -> str:
         return "an unknown place"
     while traceback.tb_next is not None:
         traceback = traceback.tb_next
-    return f"{os.path.basename(traceback.tb_frame.f_code.co_filename)}:{traceback.tb_lineno}"
+    return f"{Path(traceback.tb_frame.f_code.co_filename).name}:{traceback.tb_lineno}"

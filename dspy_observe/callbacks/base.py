@@ -21,7 +21,8 @@ from dspy.utils.callback import BaseCallback
 
 from dspy_observe import safety
 from dspy_observe.errors import ConfigurationError
-from dspy_observe.ledger import LEDGER, Plan, Reader, Recorder, Route
+from dspy_observe.ledger import LEDGER
+from dspy_observe.readers import Plan, Reader, Recorder, Route
 from dspy_observe.records import CALL_KINDS, CallKind, RegistryEvent, Score
 
 __all__ = ["CallbackGroup", "RecordCallback"]

@@ -65,25 +65,23 @@ class LatencyCallback(RecordCallback):
     def finished(self, record: CallRecord) -> None:
         if self._counts_open and record.kind not in self.failures_only:
             self._gone(record.kind)
-        trace = record.trace_id
-        exemplar = None if trace is None else {"trace_id": trace}
         kind, status, seconds = record.kind, record.outcome, record.duration_s
+        program, version = record.program, record.version
+        trace, at = record.trace_id, record.started_at
         if kind == "module":
-            child = self._module.child(record.program, record.version, record.name, status)
-            child.observe(seconds, exemplar)
+            self._module.child(program, version, record.name, status).observe(seconds, trace, at)
             if record.is_program:
-                child = self._program.child(record.program, record.version, record.role, status)
-                child.observe(seconds, exemplar)
+                self._program.child(program, version, record.role, status).observe(seconds, trace, at)
         elif kind == "lm":
             model = record.model_requested
-            self._lm.child(record.program, record.version, model, status).observe(seconds, exemplar)
+            self._lm.child(program, version, model, status).observe(seconds, trace, at)
             if record.ttft_s is not None:
-                self._first_token.child(record.program, record.version, model).observe(record.ttft_s, exemplar)
+                self._first_token.child(program, version, model).observe(record.ttft_s, trace, at)
         elif kind == "tool":
-            self._tool.child(record.program, record.version, record.name, status).observe(seconds, exemplar)
+            self._tool.child(program, version, record.name, status).observe(seconds, trace, at)
         elif status != "ok" and kind in ("adapter_format", "adapter_parse"):
             stage = "format" if kind == "adapter_format" else "parse"
-            self._adapter_failures.child(record.program, record.version, record.name, stage).inc()
+            self._adapter_failures.child(program, version, record.name, stage).inc()
 
     def dropped(self, start: CallStart) -> None:
         if self._counts_open:

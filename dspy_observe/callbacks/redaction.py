@@ -31,6 +31,7 @@ class RedactionCallback(RecordCallback):
     """
 
     redactor: Redactor
+    passive = True
 
     def __init__(self, redaction: Redaction | None = None, metrics: Metrics | None = None) -> None:
         own = instruments(metrics)

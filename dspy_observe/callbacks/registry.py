@@ -80,5 +80,5 @@ class RegistryEventCallback(RecordCallback):
 
     def scored(self, score: Score) -> None:
         """Book one score on the version that gave the answer."""
-        exemplar = None if score.trace_id is None else {"trace_id": score.trace_id}
-        self._score.child(score.program, score.version, score.role, score.source).observe(score.value, exemplar)
+        series = self._score.child(score.program, score.version, score.role, score.source)
+        series.observe(score.value, score.trace_id, score.at)

@@ -58,7 +58,7 @@ def gather(capture: LMCapture, instance: Any, outputs: Any, exception: BaseExcep
     response = entry.get("response") if entry else _typed_response(outputs)
     cache_hit = _cache_hit(capture, instance, entry, exception)
     usages = capture.usages
-    if not usages and not isinstance(instance, dspy.BaseLM) and isinstance(entry.get("usage"), Mapping):
+    if not usages and not issubclass(type(instance), dspy.BaseLM) and isinstance(entry.get("usage"), Mapping):
         usages = [entry["usage"]]
     usage = _NOTHING_BILLED if cache_hit else _sum(usages)
     listed = _number(entry.get("cost"))
@@ -67,15 +67,16 @@ def gather(capture: LMCapture, instance: Any, outputs: Any, exception: BaseExcep
         cost = 0.0  # the history of a hit repeats what the first call cost
     elif usage.known:  # LiteLLM lists 0.0 for a stream whose usage it never saw
         cost = listed if entry else _estimate(instance, usage, response)
+    first = response[0] if isinstance(response, tuple) and response else response  # one response per candidate
     return LMFacts(
         usage,
         cost,
         listed if cache_hit else None,
         cache_hit,
         exception is not None and usage.known,
-        _text(entry.get("response_model") or _field(response, "model")),
-        _text(_field(response, "id")),
-        _finish_reason(response),
+        _text(entry.get("response_model") or _field(first, "model")),
+        _text(_field(first, "id")),
+        _finish_reason(first),
     )
 
 
@@ -176,7 +177,7 @@ def _estimate(instance: Any, usage: Usage, response: Any) -> float | None:
         completion -= reasoning
     priced = lm15.Response(
         id=None,
-        model=_text(_field(response, "model")) or route.model,
+        model=(_text(_field(response, "model")) or route.model),
         message=lm15.Message.assistant(""),
         finish_reason="stop",
         usage=lm15.Usage(
@@ -187,6 +188,7 @@ def _estimate(instance: Any, usage: Usage, response: Any) -> float | None:
             reasoning_tokens=usage.reasoning,
         ),
     )
+    cost: float | None
     cost, _ = estimate_cost(priced, provider=provider, requested_model=route.model)
     return cost
 
@@ -217,8 +219,6 @@ def _typed_response(outputs: Any) -> Any:
 
 
 def _field(response: Any, name: str) -> Any:
-    if isinstance(response, tuple):  # one response per candidate
-        response = response[0] if response else None
     return response.get(name) if isinstance(response, dict) else getattr(response, name, None)
 
 

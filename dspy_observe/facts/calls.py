@@ -94,19 +94,31 @@ def tag_of(module: object) -> Tag | None:
 
 def active_call_id() -> str | None:
     """DSPy's id of the call that surrounds the code that asks; in a start handler, the new call's parent."""
-    return ACTIVE_CALL_ID.get()
+    active: str | None = ACTIVE_CALL_ID.get()
+    return active
+
+
+def listed_callbacks() -> list[Any]:
+    """DSPy's list of callbacks in force here, the very object; those of the instance come on top."""
+    overrides = thread_local_overrides.get()
+    listed: list[Any] | None
+    listed = overrides["callbacks"] if "callbacks" in overrides else main_thread_config["callbacks"]
+    return listed or []
+
+
+def own_callbacks(instance: object) -> list[Any]:
+    """The callbacks that an instance was given."""
+    try:
+        # dspy.Module answers every attribute access in Python; nothing of that concerns this one.
+        own = object.__getattribute__(instance, "callbacks")
+    except AttributeError:
+        return []
+    return own or []
 
 
 def active_callbacks(instance: object) -> list[Any]:
     """The callbacks that DSPy runs for a call of ``instance`` now, in its order."""
-    overrides = thread_local_overrides.get()
-    listed = overrides["callbacks"] if "callbacks" in overrides else main_thread_config["callbacks"]
-    try:
-        # dspy.Module looks at every attribute access in Python; nothing of that concerns this one.
-        own = object.__getattribute__(instance, "callbacks")
-    except AttributeError:
-        own = None
-    return [*(listed or ()), *own] if own else listed or []
+    return [*listed_callbacks(), *own_callbacks(instance)]
 
 
 def is_same_logical_call(kind: CallKind, instance: object, surrounding_instance: object) -> bool:

@@ -83,11 +83,11 @@ def credentials_of(instance: Any, inputs: Mapping[str, Any]) -> list[str]:
 
 def _collect(source: Mapping[Any, Any], found: list[str], depth: int) -> None:
     for name, value in source.items():
-        if isinstance(value, Mapping) and depth < 4:
+        if isinstance(value, Mapping) and depth < _MAX_DEPTH:
             _collect(value, found, depth + 1)
         elif isinstance(value, str) and len(value) >= _MIN_SECRET and _is_secret(str(name)):
             found.append(value)
-            scheme, space, rest = value.partition(" ")
+            _, space, rest = value.partition(" ")
             if space and len(rest) >= _MIN_SECRET:  # "Bearer abc" also appears without its scheme
                 found.append(rest)
 

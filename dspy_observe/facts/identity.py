@@ -33,8 +33,9 @@ class WeakIdentityMap(Generic[V]):
 
         def forget(dead: Any) -> None:
             # The identity may belong to a new object by now, whose own reference must stay.
-            if references.get(dead.identity) is dead:
-                references.pop(dead.identity, None)
+            identity = dead.identity
+            if references.get(identity) is dead:
+                references.pop(identity, None)
 
         self._references = references
         self._forget = forget
@@ -47,7 +48,7 @@ class WeakIdentityMap(Generic[V]):
             return False
         reference.identity = id(key)
         reference.value = value
-        self._references[reference.identity] = reference
+        self._references[id(key)] = reference
         return True
 
     def get(self, key: object) -> V | None:

@@ -60,6 +60,7 @@ class HistoryTap:
 
     @property
     def history(self) -> HistoryTap:
+        """Where DSPy appends its entry: here."""
         return self
 
     def __len__(self) -> int:

@@ -1,7 +1,8 @@
-"""E-mail addresses, IP addresses and IBANs. Each search begins at a rare character and grows to both sides from there.
+r"""E-mail addresses, IP addresses and IBANs. Each search begins at a rare character and grows to both sides from there.
 
 A pattern that begins with ``[\w.+-]+@`` is quadratic on long texts without an ``@``; one that begins with ``@`` is not.
 """
+# ruff: noqa: PLR2004, RUF001 - lengths of the formats and Chinese punctuation are the subject here
 
 from __future__ import annotations
 
@@ -30,7 +31,24 @@ _WIDE_LOCAL_BACKWARDS: Final = re.compile(r"[\w.%+\-]{1,64}")
 _QUOTED_BACKWARDS: Final = re.compile(r'"[^"\\\r\n]{1,64}"')
 _PERCENT: Final = re.compile(r"%[0-9A-Fa-f]{2}")
 _NOT_TLD: Final = frozenset(
-    {"png", "jpg", "jpeg", "gif", "svg", "webp", "css", "js", "json", "html", "yaml", "yml", "toml", "txt", "cfg", "ipynb"}
+    {
+        "png",
+        "jpg",
+        "jpeg",
+        "gif",
+        "svg",
+        "webp",
+        "css",
+        "js",
+        "json",
+        "html",
+        "yaml",
+        "yml",
+        "toml",
+        "txt",
+        "cfg",
+        "ipynb",
+    }
 )
 """File endings that are no top-level domains: ``icon@2x.png`` is a file."""
 
@@ -144,13 +162,19 @@ def _v4(text: str, lowered: str) -> Iterator[Span]:
         if before and (before in "._" or (before.isascii() and before.isalpha() and not _tied(lowered, start))):
             continue
         after = text[end : end + 2]
-        if after[:1].isascii() and (after[:1].isalpha() or after[:1] in ("_", "-") or (after[:1] == "." and after[1:2].isalnum())):
+        if after[:1].isascii() and (
+            after[:1].isalpha() or after[:1] in ("_", "-") or (after[:1] == "." and after[1:2].isalnum())
+        ):
             if not (after[:1] == "-" and not after[1:2].isalnum()):
                 continue
         context = lowered[max(0, start - 24) : start]
         if _VERSION_BEFORE.search(context) and not _ADDRESS_BEFORE.search(context):
             continue
-        if all(int(octet) < 32 for octet in octets) and _WORD_BEFORE.search(context) and not _ADDRESS_BEFORE.search(context):
+        if (
+            all(int(octet) < 32 for octet in octets)
+            and _WORD_BEFORE.search(context)
+            and not _ADDRESS_BEFORE.search(context)
+        ):
             continue
         yield start, end
 
@@ -217,7 +241,10 @@ def ibans(text: str, lowered: str) -> Iterator[Span]:
             continue
         before = text[start - 1 : start]
         if before and before.isascii() and before.isalnum():
-            if not (before in "nrt" and text[start - 2 : start - 1] == "\\") and text[start - 4 : start].upper() != "IBAN":
+            if (
+                not (before in "nrt" and text[start - 2 : start - 1] == "\\")
+                and text[start - 4 : start].upper() != "IBAN"
+            ):
                 continue
         end = _nth_alnum(text, start, match.end(), length)
         if end is None:

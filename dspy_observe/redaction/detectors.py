@@ -1,4 +1,5 @@
 """What is looked for, as data: each detector with its search, its check, where its rule comes from, and examples."""
+# ruff: noqa: PLR2004, RUF001 - lengths of the formats and Chinese punctuation are the subject here
 
 from __future__ import annotations
 
@@ -216,8 +217,17 @@ CREDENTIAL_DETECTORS: Final[tuple[Detector, ...]] = (
         scan=secrets.secrets_for(KeyNames(DEFAULT_DENY_KEYS, DEFAULT_ALLOW)),
         kind="credential",
         source="Names of secrets: https://cheatsheetseries.owasp.org/cheatsheets/Logging_Cheat_Sheet.html",
-        examples=("password=hunter2EXAMPLE user=bob", '{\\"secret\\": \\"EXAMPLE0123456789abcdef\\"}', "密码：Abc12345EXAMPLE"),
-        counterexamples=("secret=None, api_key=null", "prompt_tokens=123456", "primary_key=user_id", "password policy: 12"),
+        examples=(
+            "password=hunter2EXAMPLE user=bob",
+            '{\\"secret\\": \\"EXAMPLE0123456789abcdef\\"}',
+            "密码：Abc12345EXAMPLE",
+        ),
+        counterexamples=(
+            "secret=None, api_key=null",
+            "prompt_tokens=123456",
+            "primary_key=user_id",
+            "password policy: 12",
+        ),
     ),
 )
 """What must never leave in any mode: keys, tokens, passwords, headers."""

@@ -3,6 +3,7 @@
 A family is its provider, the literal its keys begin with, and a pattern for the rest. Lengths are taken a little
 wider than documented: providers lengthen keys without notice, and a cut key still helps a thief.
 """
+# ruff: noqa: PLR2004, RUF001 - lengths of the formats and Chinese punctuation are the subject here
 
 from __future__ import annotations
 
@@ -69,11 +70,11 @@ FAMILIES: Final[tuple[KeyFamily, ...]] = (
     KeyFamily("github", "ghu_", rf"{_A}{{30,255}}"),
     KeyFamily("github", "ghs_", rf"{_A}{{30,255}}"),
     KeyFamily("github", "ghr_", rf"{_A}{{30,255}}"),
-    KeyFamily("github fine-grained", "github_pat_", rf"[A-Za-z0-9_]{{36,255}}"),
-    KeyFamily("gitlab", "glpat-", rf"[A-Za-z0-9_\-.]{{18,320}}"),
+    KeyFamily("github fine-grained", "github_pat_", r"[A-Za-z0-9_]{36,255}"),
+    KeyFamily("gitlab", "glpat-", r"[A-Za-z0-9_\-.]{18,320}"),
     KeyFamily("gitlab", "glptt-", rf"{_H}{{40}}"),
     KeyFamily("gitlab", "gldt-", rf"{_W}{{20,40}}"),
-    KeyFamily("gitlab", "glrt-", rf"[A-Za-z0-9_\-.]{{20,60}}"),
+    KeyFamily("gitlab", "glrt-", r"[A-Za-z0-9_\-.]{20,60}"),
     KeyFamily("gitlab", "glrtr-", rf"{_W}{{20,60}}"),
     KeyFamily("gitlab", "glcbt-", rf"{_W}{{20,60}}"),
     KeyFamily("gitlab", "glft-", rf"{_W}{{20,60}}"),
@@ -85,13 +86,13 @@ FAMILIES: Final[tuple[KeyFamily, ...]] = (
     KeyFamily("gitlab", "_gitlab_session=", rf"{_A}{{30,40}}"),
     KeyFamily("gitlab", "GR1348941", rf"{_W}{{20,30}}"),
     KeyFamily("bitbucket", "ATBB", rf"{_A}{{24,60}}"),
-    KeyFamily("bitbucket", "ATCTT3", rf"[A-Za-z0-9_\-=]{{60,240}}"),
-    KeyFamily("atlassian", "ATATT3", rf"[A-Za-z0-9_\-=]{{60,240}}"),
+    KeyFamily("bitbucket", "ATCTT3", r"[A-Za-z0-9_\-=]{60,240}"),
+    KeyFamily("atlassian", "ATATT3", r"[A-Za-z0-9_\-=]{60,240}"),
     KeyFamily("npm", "npm_", rf"{_A}{{30,60}}"),
     KeyFamily("pypi", "pypi-", rf"AgE{_W}{{30,1000}}"),
     KeyFamily("rubygems", "rubygems_", rf"{_H}{{48}}"),
     KeyFamily("crates", "cio", rf"{_A}{{32}}"),
-    KeyFamily("nuget", "oy2", rf"[a-z0-9]{{43}}"),
+    KeyFamily("nuget", "oy2", r"[a-z0-9]{43}"),
     KeyFamily("clojars", "CLOJARS_", rf"{_A}{{60}}"),
     KeyFamily("docker", "dckr_pat_", rf"{_W}{{20,60}}"),
     KeyFamily("docker", "dckr_oat_", rf"{_W}{{20,60}}"),
@@ -107,15 +108,15 @@ FAMILIES: Final[tuple[KeyFamily, ...]] = (
     KeyFamily("gitea", "gta_", rf"{_H}{{40}}"),
     KeyFamily("snyk", "snyk_", rf"[a-z]{{2,5}}\.{_W}{{20,120}}"),
     KeyFamily("postman", "PMAK-", rf"{_H}{{24}}-{_H}{{34}}"),
-    KeyFamily("readme", "rdme_", rf"[a-z0-9]{{60,80}}"),
+    KeyFamily("readme", "rdme_", r"[a-z0-9]{60,80}"),
     KeyFamily("linear", "lin_api_", rf"{_A}{{32,48}}"),
     KeyFamily("linear", "lin_oauth_", rf"{_A}{{32,64}}"),
     KeyFamily("notion", "ntn_", rf"{_A}{{40,60}}"),
     KeyFamily("notion", "secret_", rf"{_A}{{40,50}}"),
     KeyFamily("figma", "figd_", rf"{_W}{{38,60}}"),
     KeyFamily("airtable", "pat", rf"{_A}{{14}}\.{_H}{{64}}"),
-    KeyFamily("typeform", "tfp_", rf"[A-Za-z0-9_\-.=]{{40,70}}"),
-    KeyFamily("frame.io", "fio-u-", rf"[A-Za-z0-9_\-=]{{60,70}}"),
+    KeyFamily("typeform", "tfp_", r"[A-Za-z0-9_\-.=]{40,70}"),
+    KeyFamily("frame.io", "fio-u-", r"[A-Za-z0-9_\-=]{60,70}"),
     KeyFamily("asana", "asana_pat_", rf"{_W}{{20,80}}"),
     # Clouds
     KeyFamily("aws", "AKIA", r"[A-Z0-9]{16}"),
@@ -123,10 +124,10 @@ FAMILIES: Final[tuple[KeyFamily, ...]] = (
     KeyFamily("aws", "ABIA", r"[A-Z0-9]{16}"),
     KeyFamily("aws", "ACCA", r"[A-Z0-9]{16}"),
     KeyFamily("aws", "A3T", r"[A-Z0-9]{17}"),
-    KeyFamily("aws bedrock", "ABSK", rf"[A-Za-z0-9+/]{{100,270}}={{0,2}}"),
-    KeyFamily("aws bedrock", "bedrock-api-key-", rf"[A-Za-z0-9+/=]{{40,1000}}"),
+    KeyFamily("aws bedrock", "ABSK", r"[A-Za-z0-9+/]{100,270}={0,2}"),
+    KeyFamily("aws bedrock", "bedrock-api-key-", r"[A-Za-z0-9+/=]{40,1000}"),
     KeyFamily("aws marketplace", "amzn.mws.", _UUID),
-    KeyFamily("aws appsync", "da2-", rf"[a-z0-9]{{26}}"),
+    KeyFamily("aws appsync", "da2-", r"[a-z0-9]{26}"),
     KeyFamily("amazon oauth", "amzn1.", rf"(?:application-oa2-client|oa2-cs\.v1)\.{_H}{{32,64}}"),
     KeyFamily("alibaba", "LTAI", rf"{_A}{{12,24}}"),
     KeyFamily("tencent", "AKID", rf"{_A}{{32}}"),
@@ -135,12 +136,12 @@ FAMILIES: Final[tuple[KeyFamily, ...]] = (
     KeyFamily("digitalocean", "dor_v1_", rf"{_H}{{64}}"),
     KeyFamily("cloudflare", "v1.0-", rf"{_H}{{24}}-{_H}{{140,150}}"),
     KeyFamily("fly.io", "fo1_", rf"{_W}{{40,50}}"),
-    KeyFamily("fly.io", "fm1", rf"[ar]_[A-Za-z0-9+/]{{80,600}}={{0,3}}"),
-    KeyFamily("fly.io", "fm2_", rf"[A-Za-z0-9+/]{{80,600}}={{0,3}}"),
+    KeyFamily("fly.io", "fm1", r"[ar]_[A-Za-z0-9+/]{80,600}={0,3}"),
+    KeyFamily("fly.io", "fm2_", r"[A-Za-z0-9+/]{80,600}={0,3}"),
     KeyFamily("heroku", "HRKU-", rf"{_W}{{36,70}}"),
     KeyFamily("scalingo", "tk-us-", rf"{_W}{{48}}"),
     KeyFamily("databricks", "dapi", rf"{_H}{{32}}(?:-\d)?"),
-    KeyFamily("planetscale", "pscale_", rf"(?:tkn|oauth|pw|api)_[A-Za-z0-9_=.\-]{{30,64}}"),
+    KeyFamily("planetscale", "pscale_", r"(?:tkn|oauth|pw|api)_[A-Za-z0-9_=.\-]{30,64}"),
     KeyFamily("supabase", "sbp_", rf"{_H}{{40}}"),
     KeyFamily("supabase", "sb_secret_", rf"{_W}{{20,60}}"),
     KeyFamily("neon", "napi_", rf"{_A}{{40,80}}"),
@@ -150,15 +151,16 @@ FAMILIES: Final[tuple[KeyFamily, ...]] = (
     KeyFamily("prefect", "pnb_", rf"{_A}{{36}}"),
     KeyFamily("doppler", "dp.", rf"(?:pt|st|ct|sa|scim|audit)\.(?:[a-z0-9\-_]{{2,35}}\.)?{_A}{{40,44}}"),
     KeyFamily("vault", "hvs.", rf"{_W}{{20,300}}"),
+    KeyFamily("vault", "s.", rf"(?=[A-Za-z]{{0,23}}\d){_A}{{24}}(?![A-Za-z0-9])"),
     KeyFamily("vault", "hvb.", rf"{_W}{{100,400}}"),
     KeyFamily("vault", "hvr.", rf"{_W}{{20,300}}"),
-    KeyFamily("1password", "ops_", rf"eyJ[A-Za-z0-9+/_\-]{{200,1500}}={{0,3}}"),
+    KeyFamily("1password", "ops_", r"eyJ[A-Za-z0-9+/_\-]{200,1500}={0,3}"),
     KeyFamily("1password", "A3-", r"[A-Z0-9]{6}-(?:[A-Z0-9]{11}|[A-Z0-9]{6}-[A-Z0-9]{5})-[A-Z0-9]{5}-[A-Z0-9]{5}-[A-Z0-9]{5}"),
     KeyFamily("age", "AGE-SECRET-KEY-", r"1[QPZRY9X8GF2TVDW0S3JN54KHCE6MUA7L]{50,60}"),
     KeyFamily("openshift", "sha256~", rf"{_W}{{40,46}}"),
     KeyFamily("tailscale", "tskey-", rf"{_W}{{16,120}}"),
     KeyFamily("clickhouse", "4b1d", rf"{_A}{{38}}"),
-    KeyFamily("defined networking", "dnkey-", rf"[a-z0-9=_\-]{{26}}-[a-z0-9=_\-]{{52}}"),
+    KeyFamily("defined networking", "dnkey-", r"[a-z0-9=_\-]{26}-[a-z0-9=_\-]{52}"),
     KeyFamily("netlify", "nfp_", rf"{_A}{{36,40}}"),
     KeyFamily("render", "rnd_", rf"{_A}{{28,40}}"),
     KeyFamily("vercel blob", "vercel_blob_rw_", rf"{_A}{{16,30}}_{_A}{{24,40}}"),
@@ -167,16 +169,16 @@ FAMILIES: Final[tuple[KeyFamily, ...]] = (
     KeyFamily("yandex", "AQVN", rf"{_W}{{35,40}}"),
     KeyFamily("yandex", "YCAJE", rf"{_W}{{20,40}}"),
     KeyFamily("yandex", "t1.", rf"{_W}{{20,400}}={{0,2}}\.{_W}{{86}}={{0,2}}"),
-    KeyFamily("grafana", "glc_", rf"[A-Za-z0-9+/]{{32,400}}={{0,3}}"),
+    KeyFamily("grafana", "glc_", r"[A-Za-z0-9+/]{32,400}={0,3}"),
     KeyFamily("grafana", "glsa_", rf"{_A}{{32}}_{_H}{{8}}"),
-    KeyFamily("new relic", "NRAK-", rf"[A-Za-z0-9]{{24,32}}"),
+    KeyFamily("new relic", "NRAK-", r"[A-Za-z0-9]{24,32}"),
     KeyFamily("new relic", "NRJS-", rf"{_H}{{19}}"),
     KeyFamily("new relic", "NRII-", rf"{_W}{{32}}"),
     KeyFamily("new relic", "NRIQ-", rf"{_W}{{32}}"),
     KeyFamily("new relic", "NRRA-", rf"{_H}{{42}}"),
     KeyFamily("new relic", "NRSP-", rf"{_W}{{20,60}}"),
     KeyFamily("dynatrace", "dt0", rf"[a-z]\d\d\.{_A}{{24}}\.{_A}{{64}}"),
-    KeyFamily("sentry", "sntrys_", rf"eyJ[A-Za-z0-9+/=_]{{60,500}}"),
+    KeyFamily("sentry", "sntrys_", r"eyJ[A-Za-z0-9+/=_]{60,500}"),
     KeyFamily("sentry", "sntryu_", rf"{_H}{{64}}"),
     KeyFamily("posthog", "phx_", rf"{_A}{{40,50}}"),
     KeyFamily("launchdarkly", "sdk-", _UUID),
@@ -193,7 +195,7 @@ FAMILIES: Final[tuple[KeyFamily, ...]] = (
     KeyFamily("stripe", "rk_prod_", rf"{_A}{{10,250}}"),
     KeyFamily("stripe", "pk_live_", rf"{_A}{{10,250}}"),
     KeyFamily("stripe", "pk_test_", rf"{_A}{{10,250}}"),
-    KeyFamily("stripe webhook", "whsec_", rf"[A-Za-z0-9+/]{{24,64}}={{0,2}}"),
+    KeyFamily("stripe webhook", "whsec_", r"[A-Za-z0-9+/]{24,64}={0,2}"),
     KeyFamily("square", "sq0atp-", rf"{_W}{{22,60}}"),
     KeyFamily("square", "sq0csp-", rf"{_W}{{40,60}}"),
     KeyFamily("square", "sq0idp-", rf"{_W}{{20,60}}"),
@@ -207,7 +209,7 @@ FAMILIES: Final[tuple[KeyFamily, ...]] = (
     KeyFamily("shippo", "shippo_", rf"(?:live|test)_{_H}{{40}}"),
     KeyFamily("flutterwave", "FLWSECK", rf"(?:_TEST)?-{_A}{{12,32}}(?:-X)?"),
     KeyFamily("flutterwave", "FLWPUBK", rf"(?:_TEST)?-{_A}{{12,32}}(?:-X)?"),
-    KeyFamily("duffel", "duffel_", rf"(?:test|live)_[A-Za-z0-9_\-=]{{43}}"),
+    KeyFamily("duffel", "duffel_", r"(?:test|live)_[A-Za-z0-9_\-=]{43}"),
     KeyFamily("easypost", "EZAK", rf"{_A}{{54}}"),
     KeyFamily("easypost", "EZTK", rf"{_A}{{54}}"),
     KeyFamily("lob", "live_", rf"(?:pub_)?{_H}{{31,35}}"),
@@ -223,7 +225,7 @@ FAMILIES: Final[tuple[KeyFamily, ...]] = (
     KeyFamily("slack", "xoxo-", rf"{_W}{{16,120}}"),
     KeyFamily("slack", "xoxs-", rf"{_W}{{16,120}}"),
     KeyFamily("slack", "xoxc-", rf"{_W}{{16,120}}"),
-    KeyFamily("slack", "xoxd-", rf"[A-Za-z0-9_\-%+/=]{{16,300}}"),
+    KeyFamily("slack", "xoxd-", r"[A-Za-z0-9_\-%+/=]{16,300}"),
     KeyFamily("slack", "xoxe-", rf"{_W}{{16,200}}"),
     KeyFamily("slack", "xoxe.", rf"xox[bp]-\d-{_A}{{100,200}}"),
     KeyFamily("slack", "xapp-", rf"\d-{_W}{{16,160}}"),
@@ -236,21 +238,25 @@ FAMILIES: Final[tuple[KeyFamily, ...]] = (
     KeyFamily("brevo", "xsmtpsib-", rf"{_H}{{64}}-{_A}{{16}}"),
     KeyFamily("mailgun", "key-", rf"{_A}{{32}}"),
     KeyFamily("mailgun", "pubkey-", rf"{_H}{{32}}"),
+    KeyFamily("mailchimp", "-us", r"\d{1,2}(?![A-Za-z0-9])"),
+    KeyFamily("discord", "M", rf"{_W}{{23,27}}\.{_W}{{6}}\.{_W}{{27,40}}"),
+    KeyFamily("discord", "N", rf"{_W}{{23,27}}\.{_W}{{6}}\.{_W}{{27,40}}"),
+    KeyFamily("discord", "O", rf"{_W}{{23,27}}\.{_W}{{6}}\.{_W}{{27,40}}"),
     KeyFamily("twilio", "SK", rf"{_H}{{32}}"),
-    KeyFamily("facebook", "EAAC", rf"{_A}{{80,300}}"),
+    KeyFamily("facebook", "EAAC", rf"{_A}{{20,300}}"),
     KeyFamily("facebook", "EAAM", rf"{_A}{{80,300}}"),
     KeyFamily("facebook", "EAAB", rf"{_A}{{80,300}}"),
     KeyFamily("telegram", ":AA", rf"{_W}{{32,34}}"),
     KeyFamily("firebase", "AAAA", rf"{_W}{{7}}:{_W}{{130,160}}"),
     KeyFamily("mapbox", "sk.", rf"eyJ{_W}{{40,120}}\.{_W}{{20,24}}"),
     KeyFamily("mapbox", "pk.", rf"eyJ{_W}{{40,120}}\.{_W}{{20,24}}"),
-    KeyFamily("dropbox", "sl.", rf"[A-Za-z0-9_\-=.]{{100,1400}}"),
+    KeyFamily("dropbox", "sl.", r"[A-Za-z0-9_\-=.]{100,1400}"),
     KeyFamily("settlemint", "sm_", rf"(?:aat|pat|sat)_{_A}{{16}}"),
     KeyFamily("contentful", "CFPAT-", rf"{_W}{{40,50}}"),
     KeyFamily("okta", "SSWS ", rf"00{_W}{{40}}"),
     KeyFamily("thingsboard", "$tb_", rf"{_A}{{40}}"),
     KeyFamily("rootly", "rootly_", rf"{_H}{{64}}"),
-    KeyFamily("beamer", "b_", rf"[A-Za-z0-9=_/\-+]{{44}}"),
+    KeyFamily("beamer", "b_", r"[A-Za-z0-9=_/\-+]{44}"),
     KeyFamily("zuplo", "zpka_", rf"{_W}{{30,60}}"),
 )  # fmt: skip
 """Sources: the providers' own documentation, and the rules published by gitleaks
@@ -260,7 +266,9 @@ _MARKS = "-_.:~/$="
 _LEAD_END: Final = re.compile(rf"[{re.escape(_MARKS)}]")
 
 
-def _split(families: tuple[KeyFamily, ...]) -> tuple[dict[str, list[re.Pattern[str]]], list[tuple[str, re.Pattern[str]]]]:
+def _split(
+    families: tuple[KeyFamily, ...],
+) -> tuple[dict[str, list[re.Pattern[str]]], list[tuple[str, re.Pattern[str]]]]:
     """Families by what their leads have up to the first punctuation mark; those without one apart."""
     marked: dict[str, list[re.Pattern[str]]] = {}
     plain: list[tuple[str, re.Pattern[str]]] = []
@@ -280,7 +288,7 @@ def _split(families: tuple[KeyFamily, ...]) -> tuple[dict[str, list[re.Pattern[s
     return marked, plain
 
 
-_LITERALS = frozenset({"Q~", "hooks.slack.com/", "discord.com/api/webhooks/", "discordapp.com/api/webhooks/"})
+_LITERALS = frozenset({"Q~", "-us", "1//0", "hooks.slack.com/", "discord.com/api/webhooks/", "discordapp.com/api/webhooks/"})
 _MARKED, _PLAIN = _split(FAMILIES)
 _SIZES: Final = tuple(sorted({len(lead) for lead in _MARKED}))
 _LAST: Final = "".join(sorted({lead[-2] for lead in _MARKED}))
@@ -316,24 +324,33 @@ def api_keys(text: str, lowered: str) -> Iterator[Span]:
 def _unmarked(text: str, lead: str, pattern: re.Pattern[str]) -> Iterator[Span]:
     for match in pattern.finditer(text):
         start = match.start()
-        if lead in (":AA", "Q~"):
-            left = re.search(r"(?<![0-9A-Za-z])[0-9]{8,10}$" if lead == ":AA" else r"[A-Za-z0-9_~.]{3}\d$", text[max(0, start - 12) : start])
-            if left is None:
+        left = _LEFT.get(lead)
+        if left is not None:
+            before = left.search(text, max(0, start - 40), start)
+            if before is None:
                 continue
-            start -= len(left.group())
-        if (starts_word(text, start) or "/" in lead) and _random(match.group()):
+            start = before.start()
+        if (starts_word(text, start) or "/" in lead) and _random(text[start : match.end()]):
             after = text[match.end() : match.end() + 1]
             if after.isascii() and after.isalnum() and (lead in _EXACT or _EXACT_CAPITAL.match(match.group())):
                 continue
             yield start, match.end()
 
 
+# What must stand before a literal that is not the beginning of its key.
+_LEFT: Final = {
+    ":AA": re.compile(r"(?<![0-9A-Za-z])[0-9]{8,10}$"),
+    "Q~": re.compile(r"[A-Za-z0-9_~.]{3}[0-9]$"),
+    "-us": re.compile(r"(?<![0-9A-Za-z])[0-9a-f]{32}$"),
+}
 _EXACT: Final = frozenset({"cio", "oy2", "4b1d", "dapi", "pat"})
-_EXACT_CAPITAL: Final = re.compile(r"SK[0-9a-f]|A(?:3T|KIA|SIA|BIA|CCA)")  # keys of one length, parts of longer words otherwise
+_EXACT_CAPITAL: Final = re.compile(
+    r"SK[0-9a-f]|A(?:3T|KIA|SIA|BIA|CCA)"
+)  # keys of one length, parts of longer words otherwise
 
 
 def starts_word(text: str, at: int) -> bool:
-    """Whether no ASCII letter or digit touches from the left, escapes such as ``\\n`` and ``%20`` aside."""
+    """Whether no ASCII letter or digit touches from the left; an escaped line break or ``%20`` may."""
     if at == 0:
         return True
     char = text[at - 1]

@@ -1,4 +1,4 @@
-"""Phones, cards, Chinese identity numbers and US social security numbers: all found in one pass over runs of digits.
+r"""Phones, cards, Chinese identity numbers and US social security numbers: all found in one pass over runs of digits.
 
 A run is a stretch of digits with the separators people put between them. Only the run is normalised (full-width and
 other digits to ASCII, each separator to space, hyphen or dot), character by character, so that every position in it
@@ -7,6 +7,7 @@ is a position in the text. Beside Chinese, ``\b`` sees no boundary, and in ``jso
 
 Longer than most files here because the shapes of one pass belong side by side.
 """
+# ruff: noqa: PLR2004, RUF001 - lengths of the formats and Chinese punctuation are the subject here
 
 from __future__ import annotations
 
@@ -37,6 +38,7 @@ _NORMAL: Final = str.maketrans(
 )
 
 _LONGEST = 62  # characters of one run; a longer stretch is taken in overlapping pieces
+_FEWEST = 6  # digits of the shortest telephone number that a word can reveal
 _OVERLAP = 26  # no number with its separators is longer
 
 _ESCAPES = r"\\u[0-9a-fA-F]{4}|%[0-9A-Fa-f]{2}|"
@@ -48,7 +50,12 @@ _WIDE_PLAIN: Final = re.compile(_RUN_WIDE)
 _WIDE_ESCAPED: Final = re.compile(_ESCAPES + _RUN_WIDE)
 
 
-_FRACTION: Final = re.compile(r"[0-9]{1,60}\.[0-9]{1,60}|(?:19|20)[0-9]{2}-[01][0-9]-[0-3][0-9]")  # or a date; never private
+_FRACTION: Final = re.compile(
+    r"[0-9]{1,60}\.[0-9]{1,60}|(?:19|20)[0-9]{2}-[01][0-9]-[0-3][0-9]"
+)  # or a date; never private
+
+
+_EXTENSION: Final = re.compile(r"(?:[ ]?x|[ ]?ext\.?[ ]?)\d{1,6}(?![0-9A-Za-z])", re.IGNORECASE)
 
 
 class Run:
@@ -121,6 +128,8 @@ class Run:
         if at >= len(text):
             return True
         char = text[at]
+        if char in "xX" and _EXTENSION.match(text, at) is not None:
+            return True
         if char.isdecimal() or (char.isascii() and char.isalpha()):
             return False
         return char not in ".-" or at + 1 >= len(text) or not text[at + 1].isdecimal()
@@ -145,7 +154,7 @@ def runs(text: str, lowered: str) -> Iterator[Run]:
             at = end
             if _FRACTION.fullmatch(piece) is None:
                 run = Run(text, lowered, start, end, start == escape_end)
-                if run.digits >= 7:
+                if run.digits >= _FEWEST:
                     yield run
             continue
         run = Run(text, lowered, start, end, start == escape_end)
@@ -185,11 +194,16 @@ _PHONE_WORDS: Final = _any_of(
     "<called>|<calling>|<ring>|number is|number was|my number|his number|her number|<gsm>|msisdn|<handy>|telefon|teléfon|"
     "voicemail|callback|landline|<pager>|手机|电话|座机|固话|联系|致电|拨打|热线|传真|客服|来电|打给|号码|電話|携帯|전화|휴대폰|연락|هاتف|тел"
 )
+_WEAK_WORDS: Final = _any_of("<number>|<numbers>|<mine is>|numéro|nummer|<nr.>|<ph>|<ph.>|<toll free>")
+_OTHER_NUMBER: Final = re.compile(
+    r"(?:account|order|card|id|identity|tracking|serial|invoice|model|flight|passport|licen[cs]e|security|reference|policy|"
+    r"case|ticket|routing|part|version|line|page|port|issue|batch|random|total|registration|tax|vat|member|customer) numbers?\b"
+)
 _STRONG_PHONE: Final = _any_of(
     "phone|<tel>|mobile|<cell>|<fax>|whatsapp|<sms>|hotline|msisdn|手机|电话|座机|热线|传真|電話|전화"
 )
 _PHONE_AFTER: Final = re.compile(
-    r"[ ,)]{0,3}(?:\(?(?:office|fax|mobile|cell|home|desk|direct|work|phone|tel)(?![a-z])|ext(?![a-z])|x\d)"
+    r"[ ,)]{0,3}(?:is |was )?(?:my |the |his |her |our |their )?(?:\(?(?:office|fax|mobile|cell|home|desk|direct|work|phone|tel|number)(?![a-z])|ext(?![a-z])|x\d)"
 )
 _NOT_PHONE: Final = _any_of(
     "bytes|<size|rows|<seq|<ts>|time|nano|ns>|us>|ms>|<dur|count|total|offset|<hash|<seed|token|price|amount|order|invoice|"
@@ -198,10 +212,11 @@ _NOT_PHONE: Final = _any_of(
     "发票|订单|流水|单号|编号|金额|快递|运单|面积|工号|学号|税号|统一社会|序列|验证码"
 )
 _COUNTED: Final = re.compile(
-    r"(?:bytes|size|rows|\bseq|\bts|time|nanos?|[_ ]ns|[_ ]us|[_ ]ms|dur\w{0,8}|count|total|offset|hash|seed|length|"
+    r"(?:bytes|size|rows|\btid|\bpid|\bread|memory|\bof|order_?id|\bseq|\bts|time|nanos?|[_ ]ns|[_ ]us|[_ ]ms|dur\w{0,8}|count|total|offset|hash|seed|length|"
     r"tokens?|order(?: no\.?| id| number)?|invoice(?: no\.?| number)?|tracking(?: no\.?| number)?|发票号?码?|订单号?|流水号?|"
     r"单号|编号|金额|运单号?|快递单?号?|交易号?)[\"'\\]{0,3}\s{0,2}[:=：#]?\s{0,2}[\"']?$"
 )
+_UNIT_AFTER: Final = re.compile(r"[ ,]?(?:bytes|[kmgt]i?b\b|of \d|used|rows|ms\b|ns\b|us\b|tokens|chars|steps)")
 _GLUED_PHONE: Final = re.compile(r"(?<![a-z])(?:tel|phone|mobile|cell|fax|call|sim|wechat|ph|mob)$")
 
 
@@ -210,9 +225,12 @@ def _about_phone(run: Run, i: int, j: int, bare: bool) -> bool:
     end = -1
     for word in _PHONE_WORDS.finditer(before):
         end = word.end()
+    if end < 0 and not bare:
+        for word in _WEAK_WORDS.finditer(before):
+            end = word.end()
     if end < 0:
         return _PHONE_AFTER.match(run.after(j)) is not None
-    if _NOT_PHONE.search(before, end) is not None:
+    if _OTHER_NUMBER.search(before, max(0, end - 24)) is not None or _NOT_PHONE.search(before, end) is not None:
         return False
     if bare and run.t[i] == "1" and j - i == 10:  # 10 digits from 1: an epoch in seconds unless a phone is named
         return _STRONG_PHONE.search(before) is not None
@@ -229,13 +247,12 @@ _NANP: Final = re.compile(
     r"(?<!\d)(?:(?:001|1)[ .\-]?)?(?:\(\d{3}\)[ .\-]?|\d{3}(?:\)[ .\-]?|[ .\-]))\d{3}[ .\-]?\d{4}(?!\d)"
 )
 _TRUNK: Final = re.compile(
-    r"(?<!\d)0(?:[1-9]\d{0,3}\)?[ \-]\d{2,8}(?:[ \-]\d{2,4}){0,3}|[1-9](?:[ .]\d{2}){4}|\d{2,3}-\d{7,8})(?!\d)"
+    r"(?<!\d)0(?:0[1-9]\d{0,2}(?:[ \-]\d{1,4}){3,6}|[1-9]\d{0,3}\)?[ \-]\d{2,8}(?:[ \-]\d{2,4}){0,3}|[1-9](?:[ .]\d{2}){4}|\d{2,3}-\d{7,8})(?!\d)"
 )
 _AREA: Final = re.compile(r"(?<!\d)\d{2,5}\)[ \-]?\d{3,5}[ \-]?\d{3,5}(?!\d)")
-_SERVICE: Final = re.compile(r"(?<!\d)[48]00(?:-\d{3}-\d{4}|-\d{4}-\d{3}|\d-\d{3}-\d{3})(?!\d)")
+_SERVICE: Final = re.compile(r"(?<!\d)[48]00(?:-\d{3}-\d{4}|-\d{4}-\d{3}|\d-\d{3}-\d{3})(?!\d)|(?<!\d)1[38]00[ \-]\d{3}[ \-]\d{3}(?!\d)")
 _DATE: Final = re.compile(r"(?:19|20)\d\d[-. ](?:0?[1-9]|1[0-2])[-. ]|\d{1,2}[-. ]\d{1,2}[-. ](?:19|20)\d\d")
 _LOCAL: Final = re.compile(r"(?<!\d)\d(?:[ .\-()]{0,2}\d){5,14}(?!\d)")
-_EXTENSION: Final = re.compile(r"(?:[ ]?x|[ ]?ext\.?[ ]?)\d{1,6}(?![0-9A-Za-z])", re.IGNORECASE)
 
 
 def phones(run: Run) -> Iterable[Span]:
@@ -267,8 +284,11 @@ def phones(run: Run) -> Iterable[Span]:
 
 def _international(run: Run) -> Span | None:
     text, start = run.text, run.start
-    if start > 1 and text[start - 2].isascii() and text[start - 2].isalnum() and not _GLUED_PHONE.search(
-        run.lowered[max(0, start - 12) : start - 1]
+    if (
+        start > 1
+        and text[start - 2].isascii()
+        and text[start - 2].isalnum()
+        and not _GLUED_PHONE.search(run.lowered[max(0, start - 12) : start - 1])
     ):
         return None
     t = run.t
@@ -303,7 +323,7 @@ def _bare(run: Run) -> Iterable[Span]:
         return ()
     mobile = t[-11:]
     if size >= 11 and mobile[0] == "1" and mobile[1] in "3456789" and t[:-11] in ("", "86", "0086", "086"):
-        if size == 11 and _COUNTED.search(run.before(0)):
+        if size == 11 and not _always(run, 0, size):
             return ()
         return (_widened(run, 0, size),)
     if size <= 12 and _about_phone(run, 0, size, bare=True) and not _COUNTED.search(run.before(0)):
@@ -312,7 +332,7 @@ def _bare(run: Run) -> Iterable[Span]:
 
 
 def _always(run: Run, i: int, j: int) -> bool:
-    return not _COUNTED.search(run.before(i))
+    return not _COUNTED.search(run.before(i)) and not _UNIT_AFTER.match(run.after(j))
 
 
 def _nanp(run: Run, i: int, j: int) -> bool:
@@ -322,7 +342,8 @@ def _nanp(run: Run, i: int, j: int) -> bool:
         return True
     if piece.count(".") >= 2:
         return piece.count(" ") == 0
-    return digits[0] in "23456789" and digits[3] in "23456789" and not _COUNTED.search(run.before(i))
+    listed = run.t[max(0, i - 2) : i].endswith(" ") or run.t[j : j + 1] == " "  # one of a row of numbers
+    return digits[0] in "23456789" and digits[3] in "23456789" and not listed and _always(run, i, j)
 
 
 def _digits_between(low: int, high: int) -> Callable[[Run, int, int], bool]:
@@ -355,7 +376,7 @@ _SHAPES: Final[tuple[tuple[re.Pattern[str], Callable[[Run, int, int], bool], int
     (_NANP, _nanp, 10, ""),
     (_SERVICE, _always, 10, "00"),
     (_AREA, _area, 9, ")"),
-    (_TRUNK, _digits_between(9, 12), 9, "0"),
+    (_TRUNK, _digits_between(9, 15), 9, "0"),
     (_SPACED_MOBILE, _spaced, 11, "1"),
     (_LOCAL, _local, 6, ""),
 )
@@ -428,7 +449,7 @@ def _card(run: Run, i: int, j: int) -> bool:
 
 
 _CN_ID: Final = re.compile(
-    r"(?<!\d)([1-9]\d{5})[ \-]?((?:18|19|20)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01]))[ \-]?(\d{3}[\dXx])(?![0-9A-Za-z])"
+    r"(?<!\d)([1-9]\d{5})[ \-]?((?:18|19|20)\d{2})[ \-]?((?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01]))[ \-]?(\d{3}[\dXx])(?![0-9A-Za-z])"
 )
 _ID_WORDS: Final = re.compile(r"身份证|证件|公民|id ?card|identity|resident|sfz")
 _GLUED_ID: Final = re.compile(r"(?<![a-z])(?:id|sfz|no)$")

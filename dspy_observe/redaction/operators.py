@@ -67,7 +67,7 @@ class KeyedHash:
     """Letters of the hash, 8 to 32; ten hold 40 bits."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.key, bytes) or len(self.key) < _MIN_KEY:
+        if len(self.key) < _MIN_KEY:
             raise RedactionConfigError("KeyedHash.key", "the key is shorter than 16 bytes", "Use os.urandom(32)")
         if not 8 <= self.length <= 32:
             raise RedactionConfigError("KeyedHash.length", f"{self.length} is out of range", "Use 8 to 32")

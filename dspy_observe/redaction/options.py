@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, get_args
 
@@ -54,7 +54,7 @@ class Redaction:
         object.__setattr__(self, "detectors", _detectors(self.detectors))
         for name in ("deny_keys", "allow"):
             object.__setattr__(self, name, _names(name, getattr(self, name)))
-        if not isinstance(self.replacement, str) or not self.replacement.strip():
+        if not self.replacement.strip():
             raise RedactionConfigError(
                 "Redaction.replacement", "it is empty", "Use a text such as '<{entity}>', or operators with Drop()"
             )
@@ -67,9 +67,9 @@ class Redaction:
         _operators(self.operators)
 
 
-def _detectors(given: object) -> tuple[Detector | Finder, ...]:
+def _detectors(given: Iterable[Detector | Finder]) -> tuple[Detector | Finder, ...]:
     try:
-        detectors = tuple(given)  # type: ignore[call-overload]
+        detectors = tuple(given)
     except TypeError:
         raise RedactionConfigError(
             "Redaction.detectors", f"{type(given).__name__} is no sequence", "Use DEFAULT_DETECTORS + (mine,)"
@@ -110,5 +110,7 @@ def _operators(operators: object) -> None:
             )
         if not isinstance(operator, Label | Fixed | Mask | Drop | KeyedHash):
             raise RedactionConfigError(
-                "Redaction.operators", f"{entity} has a {type(operator).__name__}", "Use Label, Fixed, Mask, Drop or KeyedHash"
+                "Redaction.operators",
+                f"{entity} has a {type(operator).__name__}",
+                "Use Label, Fixed, Mask, Drop or KeyedHash",
             )

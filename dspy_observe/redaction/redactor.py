@@ -30,6 +30,7 @@ _SHORTEST: Final = 5  # characters; nothing shorter is an entity: the shortest e
 _NEVER_SECRET: Final = frozenset(
     {"development", "production", "changeme", "password", "disabled", "undefined", "required", "localhost", "keychain", "no-key-required"}
 )  # fmt: skip
+_DIRECTORIES: Final = frozenset({"PWD", "OLDPWD"})  # the shell's, not passwords
 _OWN_WORDS: Final = ("TRUNCATED", "REDACTION_ERROR", "KNOWN_SECRET", "CHARS")
 
 FailureHook = Callable[[str, int], None]
@@ -132,7 +133,7 @@ class Redactor:
         """
         if not self.options.known_secrets:
             return
-        new = [v for v in values if isinstance(v, str) and v not in self._secrets and self._can_be_secret(v)]
+        new = [value for value in values if value not in self._secrets and self._can_be_secret(value)]
         if not new:
             return
         with self._lock:
@@ -203,8 +204,13 @@ class Redactor:
                         "Use a form such as '<{entity}>'",
                     )
 
-    def _can_be_secret(self, value: str) -> bool:
-        if len(value) < _MIN_SECRET or value.lower() in _NEVER_SECRET or not value.strip():
+    def _can_be_secret(self, value: object) -> bool:
+        if (
+            not isinstance(value, str)
+            or len(value) < _MIN_SECRET
+            or value.lower() in _NEVER_SECRET
+            or not value.strip()
+        ):
             return False
         return not any(value in text for text in (*self._outputs, *_OWN_WORDS))
 
@@ -214,7 +220,8 @@ def _environment_secrets(names: KeyNames, environment: Mapping[str, str] | None 
     return [
         value
         for name, value in values.items()
-        if names.is_secret(name) or name.upper().endswith(("KEY", "TOKEN", "SECRET", "PASSWORD"))
+        if name not in _DIRECTORIES
+        and (names.is_secret(name) or name.upper().endswith(("KEY", "TOKEN", "SECRET", "PASSWORD")))
     ]
 
 

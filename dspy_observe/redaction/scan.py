@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
 from dspy_observe.redaction import numbers
-from dspy_observe.redaction.detectors import Detector, Finder, Span
+from dspy_observe.redaction.detectors import Detector, Finder
 
 __all__ = ["Hit", "Scanner", "lower"]
 

@@ -3,6 +3,7 @@
 Names are looked for in lower-cased text, and a match grows from there: a pattern with ``(?i)`` or with an open
 beginning costs ten times as much.
 """
+# ruff: noqa: PLR2004, RUF001 - lengths of the formats and Chinese punctuation are the subject here
 
 from __future__ import annotations
 
@@ -12,8 +13,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from dspy_observe.redaction.keynames import DEFAULT_ALLOW, DEFAULT_DENY_KEYS, KeyNames
-from dspy_observe.redaction.keys import starts_word
+from dspy_observe.redaction.keynames import KeyNames
 
 __all__ = ["authorization", "cookies", "jwts", "pem_blocks", "secrets_for", "url_credentials"]
 
@@ -26,7 +26,9 @@ _TOKEN_START: Final = (
 
 def _jwt(head: str) -> re.Pattern[str]:
     part = r"[A-Za-z0-9_\-=]"
-    return re.compile(head + _TOKEN_START.format(head) + rf"{part}{{8,4000}}\.{part}{{4,16000}}(?:\.{part}{{0,16000}}){{0,3}}")
+    return re.compile(
+        head + _TOKEN_START.format(head) + rf"{part}{{8,4000}}\.{part}{{4,16000}}(?:\.{part}{{0,16000}}){{0,3}}"
+    )
 
 
 _JWTS: Final = tuple((head, _jwt(head)) for head in ("eyJ", "ewog", "ewoJ", "ew0K"))
@@ -41,11 +43,17 @@ def jwts(text: str, lowered: str) -> Iterator[Span]:
                 yield match.span()
 
 
-_PEM_BEGIN: Final = re.compile(r"-----BEGIN[ A-Z0-9_\-]{0,48}PRIVATE KEY(?: BLOCK)?-----|---- BEGIN SSH2 ENCRYPTED PRIVATE KEY ----")
+_PEM_BEGIN: Final = re.compile(
+    r"-----BEGIN[ A-Z0-9_\-]{0,48}PRIVATE KEY(?: BLOCK)?-----|---- BEGIN SSH2 ENCRYPTED PRIVATE KEY ----"
+)
 _PEM_BODY: Final = re.compile(r"(?:[A-Za-z0-9+/=,:.\-\s]|\\{1,4}[nrt]){0,16384}")
 _PEM_END: Final = re.compile(r"-{4,5} ?END[ A-Z0-9_\-]{0,60}-{4,5}")
-_PEM_BASE64: Final = re.compile(r"(?:LS0tLS1CRUdJTi|0tLS0tQkVHSU4g|tLS0tLUJFR0lOI)(?:[A-Za-z0-9+/=]|\\{1,4}[nr]|[\r\n]){16,16384}")
-_PUTTY: Final = re.compile(r"PuTTY-User-Key-File-\d[^\0]{0,2000}?Private-Lines:(?: \d{1,4})?\s(?:[A-Za-z0-9+/=\s]|\\[nr]){16,16384}")
+_PEM_BASE64: Final = re.compile(
+    r"(?:LS0tLS1CRUdJTi|0tLS0tQkVHSU4g|tLS0tLUJFR0lOI)(?:[A-Za-z0-9+/=]|\\{1,4}[nr]|[\r\n]){16,16384}"
+)
+_PUTTY: Final = re.compile(
+    r"PuTTY-User-Key-File-\d[^\0]{0,2000}?Private-Lines:(?: \d{1,4})?\s(?:[A-Za-z0-9+/=\s]|\\[nr]){16,16384}"
+)
 _PEM_LIMIT: Final = 32_768  # characters between BEGIN and END; an RSA key of 16 kbit has 12,000
 
 
@@ -58,7 +66,12 @@ def pem_blocks(text: str, lowered: str) -> Iterator[Span]:
             if begin.start() < done:
                 continue
             end = text.find("END", begin.end(), begin.end() + _PEM_LIMIT)
-            last = _PEM_END.match(text, max(begin.end(), end - 6)) or _PEM_END.search(text, max(begin.end(), end - 6), end + 70) if end >= 0 else None
+            last = (
+                _PEM_END.match(text, max(begin.end(), end - 6))
+                or _PEM_END.search(text, max(begin.end(), end - 6), end + 70)
+                if end >= 0
+                else None
+            )
             if last is None:
                 last = _PEM_BODY.match(text, begin.end())
             done = last.end() if last is not None else begin.end()
@@ -91,7 +104,15 @@ def url_credentials(text: str, lowered: str) -> Iterator[Span]:
     if "?" in text or "&" in text:
         for match in _QUERY.finditer(lowered):
             value = text[match.start(1) : match.end(1)]
-            weak = lowered[match.start() + 1 : match.start(1) - 1] in ("code", "key", "session", "sid", "ticket", "auth", "sig")
+            weak = lowered[match.start() + 1 : match.start(1) - 1] in (
+                "code",
+                "key",
+                "session",
+                "sid",
+                "ticket",
+                "auth",
+                "sig",
+            )
             if not _TEMPLATE.match(value) and _drawn(value, 16 if weak else 6):
                 yield match.span(1)
 
@@ -101,9 +122,30 @@ _AUTH_VALUE: Final = re.compile(
     r"\\{0,4}[\"'`]?(?:(?P<scheme>[A-Za-z][A-Za-z0-9\-]{2,24})[ \t]{1,4}(?=[^\s\"'\\,}]))?"
     r"(?P<value>[A-Za-z0-9_\-.~+/=:!@#$%^*|]{6,16000}(?:,[ ]?[A-Za-z]{3,20}=[^\s\"'\\]{1,600}){0,6})"
 )
-_BEARER: Final = re.compile(r"\b(?:Bearer|bearer|BEARER|Token|token|ApiKey)[ \t]{1,2}(?P<value>[A-Za-z0-9_\-.~+/=]{16,16000})")
+_BEARER: Final = re.compile(
+    r"\b(?:Bearer|bearer|BEARER|Token|token|ApiKey)[ \t]{1,2}(?P<value>[A-Za-z0-9_\-.~+/=]{16,16000})"
+)
+_CURL_USER: Final = re.compile(r"(?:-u|--user|--proxy-user)[ =][\"']?[\w.@+\-]{1,64}:(?P<value>[^\s\"'<>$]{3,256})")
 _BASIC: Final = re.compile(r"\bBasic[ \t]{1,2}(?P<value>[A-Za-z0-9+/]{8,4000}={0,2})")
-_SCHEMES: Final = frozenset({"bearer", "basic", "token", "apikey", "digest", "negotiate", "hawk", "key", "aws4-hmac-sha256", "bot", "ssws", "splunk", "jwt", "sso-key", "oauth"})
+_SCHEMES: Final = frozenset(
+    {
+        "bearer",
+        "basic",
+        "token",
+        "apikey",
+        "digest",
+        "negotiate",
+        "hawk",
+        "key",
+        "aws4-hmac-sha256",
+        "bot",
+        "ssws",
+        "splunk",
+        "jwt",
+        "sso-key",
+        "oauth",
+    }
+)
 
 
 def authorization(text: str, lowered: str) -> Iterator[Span]:
@@ -113,14 +155,17 @@ def authorization(text: str, lowered: str) -> Iterator[Span]:
             match = _AUTH_VALUE.match(text, name.end())
             if match is not None:
                 value, scheme = match["value"], match["scheme"]
-                if (scheme or "").lower() in _SCHEMES and len(value) >= 6 and _not_code(value):
-                    yield match.span("value")
-                elif _drawn(value, 16) and not _WRITTEN.match(value):
+                if ((scheme or "").lower() in _SCHEMES and len(value) >= 6 and _not_code(value)) or (
+                    _drawn(value, 16) and not _WRITTEN.match(value)
+                ):
                     yield match.span("value")
     if "bearer" in lowered or "token " in lowered or "ApiKey " in text:
         for match in _BEARER.finditer(text):
             if _drawn(match["value"], 16):
                 yield match.span("value")
+    if "curl" in lowered:
+        for match in _CURL_USER.finditer(text):
+            yield match.span("value")
     if "Basic " in text:
         for match in _BASIC.finditer(text):
             if _is_basic(match["value"]):
@@ -139,7 +184,9 @@ def _is_basic(value: str) -> bool:
 
 
 _COOKIE: Final = re.compile(r"(?:set-)?cookies?[\"'\\\]]{0,4}\s{0,4}(?:=>|[:=,])\s{0,4}(?:\\{0,4}[\"'`])?")
-_COOKIE_VALUE: Final = re.compile(r"[A-Za-z0-9_.\-]{1,64}=[^\s;\"'\\,]{4,4000}(?:;\s{0,2}[A-Za-z0-9_.\-]{1,64}(?:=[^\s;\"'\\]{0,4000})?){0,60}")
+_COOKIE_VALUE: Final = re.compile(
+    r"[A-Za-z0-9_.\-]{1,64}=[^\s;\"'\\,]{4,4000}(?:;\s{0,2}[A-Za-z0-9_.\-]{1,64}(?:=[^\s;\"'\\]{0,4000})?){0,60}"
+)
 
 
 def cookies(text: str, lowered: str) -> Iterator[Span]:
@@ -151,7 +198,9 @@ def cookies(text: str, lowered: str) -> Iterator[Span]:
                 yield match.span()
 
 
-_WRITTEN: Final = re.compile(r"(?:[a-z]{1,24}|[A-Z]{1,24}|[A-Z][a-z]{1,24})(?:[\W_]{1,3}(?:[a-z]{1,24}|[A-Z]{1,24}|[A-Z][a-z]{1,24})){0,12}[\W_]{0,3}$")
+_WRITTEN: Final = re.compile(
+    r"(?:[a-z]{1,24}|[A-Z]{1,24}|[A-Z][a-z]{1,24})(?:[\W_]{1,3}(?:[a-z]{1,24}|[A-Z]{1,24}|[A-Z][a-z]{1,24})){0,12}[\W_]{0,3}$"
+)
 
 
 def _drawn(value: str, least: int) -> bool:
@@ -179,10 +228,15 @@ _OPEN: Final = re.compile(r"(?:@?(?:\\{0,4}[\"`']|[bru]{1,2}[\"'])){1,3}")
 _UNQUOTED: Final = re.compile(r"[^\s\"'`,;&|<>(){}\[\]\\，。；、“”]{4,600}")
 _ASCII_VALUE: Final = re.compile(r"[!-&(-+\--:=?-\[\]-~]{4,200}")
 _PASSWORDS: Final = re.compile(r"pass|pwd|pw$|密码|口令")
-_KEYED: Final = re.compile(r"(?:secret|api|access|private|sign|crypt|master|account|storage|shared|subscription|ssh|service|client|app|auth|licen[sc]e|web|account)[\w\-]{0,12}key|key[_\-]?(?:secret|pass)")
+_KEYED: Final = re.compile(
+    r"(?:secret|api|access|private|sign|crypt|master|account|storage|shared|subscription|ssh|service|client|app|auth|licen[sc]e|web|account)[\w\-]{0,12}key|key[_\-]?(?:secret|pass)"
+)
 _WEAK: Final = re.compile(r"(?:^|[_\-.])?(?:key|auth|salt|nonce|otp|cvv|cvc|dsn|pass|pw)$")
-_HASHLIKE: Final = re.compile(r"(?:[0-9a-f]{32}|[0-9a-f]{40}|[0-9a-f]{64}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})$")
+_HASHLIKE: Final = re.compile(
+    r"(?:[0-9a-f]{32}|[0-9a-f]{40}|[0-9a-f]{64}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})$"
+)
 _CODE: Final = re.compile(r"[A-Za-z_$][\w$]*(?:(?:\.|::|->)[A-Za-z_]\w*)*[.\[(]?$")
+_ALGORITHM: Final = re.compile(r"(?:sha|md|base|utf|oauth|argon|pbkdf|scrypt|bcrypt|v)-?\d+[a-z]*$")
 _SAFE: Final = re.compile(
     r"(?:none|null|nil|true|false|undefined|empty|required|optional|str|string|int|bool|bytes|todo|n/a|unset|missing|"
     r"invalid|expired|os\.\w|env\.|process\.|self\.|settings\.|config\.|\$|%[({s]|\{|<|\[|\*{3}|x{3,}$|\.{3}|your[_\-. ])"
@@ -223,7 +277,18 @@ def _value_of(text: str, hit: re.Match[str], names: KeyNames) -> Span | None:
     return _value_at(text, hit, name, name[:1] == "-", chinese)
 
 
-_PUBLIC_KEYS: Final = ("cache", "primary", "foreign", "public", "sort", "partition", "idempotency", "map", "group", "dedup")
+_PUBLIC_KEYS: Final = (
+    "cache",
+    "primary",
+    "foreign",
+    "public",
+    "sort",
+    "partition",
+    "idempotency",
+    "map",
+    "group",
+    "dedup",
+)
 
 
 def _maybe_secret(name: str) -> bool:
@@ -248,7 +313,7 @@ def _value_at(text: str, join: re.Match[str], name: str, flag: bool, chinese: bo
         if separator in (",", "(") and not _drawn(value, 8):
             return None
         return (start, end) if _quoted_secret(value, lowered_name, weak) else None
-    if separator in ("(", ",") or (join["close"][:1] in "\"'" and separator == ""):
+    if separator in ("(", ",") or (join["close"] and separator == ""):
         return None
     match = (_ASCII_VALUE if chinese else _UNQUOTED).match(text, at)
     if match is None:
@@ -258,7 +323,9 @@ def _value_at(text: str, join: re.Match[str], name: str, flag: bool, chinese: bo
     tight = text[join.end("tail") : join.end()] == "="
     if text[match.end() : match.end() + 1] in ("(", "[") and _CODE.match(value):
         return None
-    if _plain_secret(value, lowered_name, separator, flag, weak, caps=tight and name == name.upper() and name.isascii()):
+    if _plain_secret(
+        value, lowered_name, separator, flag, weak, caps=(tight or not separator) and name == name.upper() and name.isascii()
+    ):
         return match.start(), end
     return None
 
@@ -281,7 +348,11 @@ def _quoted_secret(value: str, name: str, weak: bool) -> bool:
     if len(low) < 3 or _SAFE.match(low) or low == name or "***" in low:
         return False
     if not weak:
-        return len(low) >= 4 and low not in ("password", "passwd", "pwd") and (" " not in low or any(map(str.isdigit, low)) or low.count(" ") <= 3)
+        return (
+            len(low) >= 4
+            and low not in ("password", "passwd", "pwd")
+            and (" " not in low or any(map(str.isdigit, low)) or low.count(" ") <= 3)
+        )
     if _bare(name):
         return _drawn(value, 16) and " " not in value and "." not in value and not _HASHLIKE.match(low)
     if value.isupper() and "_" in value and _CODE.match(value):
@@ -305,9 +376,20 @@ def _plain_secret(value: str, name: str, separator: str, flag: bool, weak: bool,
     if _CODE.match(value) and (low.endswith(name) or name.endswith(low)):
         return False  # name=name, as arguments are passed on
     if separator == "" and not flag:  # "secret AbC123...": only what can be nothing else
-        return _strong(name) and _drawn(value, 20) and value != low and not _HASHLIKE.match(low) and value.isascii() and value.isalnum()
+        if not weak:
+            return _drawn(value, 6) and value.isalnum() and _ALGORITHM.match(low) is None
+        if caps and _drawn(value, 16):
+            return _strong(name)
+        return (
+            _strong(name)
+            and _drawn(value, 20)
+            and value != low
+            and not _HASHLIKE.match(low)
+            and value.isascii()
+            and value.isalnum()
+        )
     if separator in ("is", "was"):
-        return _drawn(value, 6) and _CODE.match(value) is None or (_drawn(value, 8) and value.isalnum())
+        return (_drawn(value, 6) and _CODE.match(value) is None) or (_drawn(value, 8) and value.isalnum())
     code = _CODE.match(value) is not None
     if code and not any(map(str.isdigit, value)):
         return caps and not value.isupper() and separator == "=" and len(value) >= 6

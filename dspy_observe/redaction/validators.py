@@ -3,6 +3,7 @@
 Each takes a candidate whose digits are already ASCII and whose separators are gone, unless it says otherwise, and
 answers in a few microseconds without tables from the network.
 """
+# ruff: noqa: PLR2004, RUF001 - lengths of the formats and Chinese punctuation are the subject here
 
 from __future__ import annotations
 

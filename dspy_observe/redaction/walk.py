@@ -17,12 +17,15 @@ _MAX_DEPTH: Final = 64
 _MAX_NODES: Final = 100_000
 _MAX_JSON: Final = 1_000_000
 _SMALL_INT: Final = 1_000_000
+_LONGEST_INT: Final = 20  # digits; a card number has at most 19
 _CONTEXT_CHARS: Final = 256  # a longer text carries its own context
 _TELLING: Final = re.compile(
-    r"phone|tel|mobile|cell|fax|ssn|social|card|pan\b|passport|id_?card|identity|contact|手机|电话|身份证|卡号|证件", re.IGNORECASE
+    r"phone|tel|mobile|cell|fax|ssn|social|card|pan\b|passport|id_?card|identity|contact|手机|电话|身份证|卡号|证件",
+    re.IGNORECASE,
 )
 _JSON_SECRET: Final = re.compile(
-    r"pass|pwd|secret|token|key|cred|auth|cookie|jwt|cvv|cvc|otp|dsn|bearer|connection|mnemonic|密|令牌|\\u5bc6", re.IGNORECASE
+    r"pass|pwd|secret|token|key|cred|auth|cookie|jwt|cvv|cvc|otp|dsn|bearer|connection|mnemonic|密|令牌|\\u5bc6",
+    re.IGNORECASE,
 )
 
 
@@ -78,7 +81,7 @@ class Walker:
         finally:
             self._open.discard(id(value))
 
-    def _object(self, value: Any, path: str, name: str) -> Any:  # noqa: PLR0911 - one branch for each kind of value
+    def _object(self, value: Any, path: str, name: str) -> Any:
         if isinstance(value, str):
             return self._text(str.__str__(value), path, name)
         if isinstance(value, bytes | bytearray | memoryview):
@@ -121,7 +124,7 @@ class Walker:
         return result
 
     def _drops(self, key: str, item: Any, siblings: Mapping[Any, Any]) -> bool:
-        if not self._is_secret(key) or item == "" or item == [] or item == {}:
+        if not self._is_secret(key) or (isinstance(item, str | list | dict | tuple) and not item):
             return False
         # The token of a log-probability is a piece of an answer, not a credential.
         return not (key == "token" and "logprob" in siblings)
@@ -154,7 +157,7 @@ class Walker:
         if -_SMALL_INT < value < _SMALL_INT or not (isinstance(value, int) or value.is_integer()):
             return value
         digits = str(abs(int(value)))
-        if len(digits) > 20:
+        if len(digits) > _LONGEST_INT:
             return value
         out, entities = self._scan(f"{name}={digits}" if name else digits)
         if not entities:

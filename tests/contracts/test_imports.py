@@ -22,6 +22,7 @@ LAYERS = (
     "safety",
     "handoff",
     "redaction",
+    "readers",
     "facts",
     "ledger",
     "metrics",

@@ -138,7 +138,7 @@ class OTelCallback(RecordCallback):
             span_name(start),
             base,
             SpanKind.CLIENT if inference else SpanKind.INTERNAL,
-            start_attributes(start),  # type: ignore[arg-type]  # the API's type forbids dict's invariance
+            start_attributes(start),
             start_time=int(start.started_at * _NANOSECONDS),
             record_exception=False,
             set_status_on_exception=False,
@@ -224,7 +224,7 @@ class OTelCallback(RecordCallback):
         if self.content != "none":
             attributes.update(content_attributes(record, self._max_chars))
         if attributes:
-            span.set_attributes(attributes)  # type: ignore[arg-type]
+            span.set_attributes(attributes)
         if record.error_type is None:
             return
         event: dict[str, Any] = {exception_attributes.EXCEPTION_TYPE: record.error_type}
@@ -249,14 +249,13 @@ class OTelCallback(RecordCallback):
     def _measure(self, record: CallRecord) -> None:
         if self._durations is None or self._tokens is None or record.cache_hit:
             return
-        attributes: dict[str, str] = {gen_ai.GEN_AI_OPERATION_NAME: record.operation or "chat"}
-        for name, value in (
-            (gen_ai.GEN_AI_PROVIDER_NAME, record.provider),
-            (gen_ai.GEN_AI_REQUEST_MODEL, model_name(record.model_requested)),
-            (gen_ai.GEN_AI_RESPONSE_MODEL, record.model_served),
-        ):
-            if value is not None:
-                attributes[name] = value
+        known = {
+            gen_ai.GEN_AI_OPERATION_NAME: record.operation,
+            gen_ai.GEN_AI_PROVIDER_NAME: record.provider,
+            gen_ai.GEN_AI_REQUEST_MODEL: model_name(record.model_requested),
+            gen_ai.GEN_AI_RESPONSE_MODEL: record.model_served,
+        }
+        attributes = {name: value for name, value in known.items() if value is not None}
         usage = record.usage
         if usage is not None:
             for kind, count in (("input", usage.prompt), ("output", usage.completion)):

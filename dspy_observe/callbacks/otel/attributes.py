@@ -13,7 +13,7 @@ from opentelemetry.semconv._incubating.attributes import gen_ai_attributes as ge
 from opentelemetry.semconv.attributes import error_attributes
 
 from dspy_observe import conventions as names
-from dspy_observe.records import CallRecord, CallStart
+from dspy_observe.records import CallRecord, CallStart, Usage
 
 __all__ = ["content_attributes", "end_attributes", "model_name", "span_name", "start_attributes"]
 
@@ -29,6 +29,7 @@ _OPENINFERENCE_KINDS: Final = {
     "adapter_parse": "CHAIN",
     "interpreter": "TOOL",
 }
+_NO_USAGE: Final = Usage()
 _JSON: Final = "application/json"
 
 
@@ -58,20 +59,28 @@ def span_name(start: CallStart) -> str:
 
 
 def start_attributes(start: CallStart) -> dict[str, Attribute]:
-    """What a sampler may want to see."""
-    found: dict[str, Attribute] = {
-        names.OPENINFERENCE_SPAN_KIND: _OPENINFERENCE_KINDS[start.kind],
-    }
+    """What a sampler may want to see.
+
+    Every attribute costs a microsecond or two: call id and role are left to the spans that people look for.
+    """
+    found: dict[str, Attribute] = {names.OPENINFERENCE_SPAN_KIND: _OPENINFERENCE_KINDS[start.kind]}
     if start.program is not None:
         found[names.ATTR_PROGRAM] = start.program
     if start.version is not None:
         found[names.ATTR_VERSION] = start.version
-    if start.kind == "lm" or start.is_program or start.parent_id is None:
-        # Every attribute costs a microsecond or two: these are left to the spans that people look for.
-        found[names.ATTR_CALL_ID] = start.call_id
-        found[names.ATTR_ROLE] = start.role
     if start.operation is not None:
         found[gen_ai.GEN_AI_OPERATION_NAME] = start.operation
+        _operation_attributes(start, found)
+    if start.kind == "lm" or start.is_program or start.parent_id is None:
+        found[names.ATTR_CALL_ID] = start.call_id
+        found[names.ATTR_ROLE] = start.role
+    if start.is_program and start.version is not None and start.program is not None:
+        found[gen_ai.GEN_AI_PROMPT_NAME] = start.program
+        found[names.ATTR_PROMPT_VERSION] = start.version
+    return found
+
+
+def _operation_attributes(start: CallStart, found: dict[str, Attribute]) -> None:
     if start.kind == "lm":
         model = model_name(start.model_requested)
         if model is not None:
@@ -80,20 +89,16 @@ def start_attributes(start: CallStart) -> dict[str, Attribute]:
             found[gen_ai.GEN_AI_PROVIDER_NAME] = start.provider
         if start.streaming:
             found[gen_ai.GEN_AI_REQUEST_STREAM] = True
+        if start.operation == "embeddings":
+            found[names.OPENINFERENCE_SPAN_KIND] = "EMBEDDING"
     elif start.kind == "tool":
         found[gen_ai.GEN_AI_TOOL_NAME] = start.name
         found[gen_ai.GEN_AI_TOOL_TYPE] = "function"
     elif start.operation == "invoke_agent":
         found[gen_ai.GEN_AI_AGENT_NAME] = start.program or start.name
         found[names.OPENINFERENCE_SPAN_KIND] = "AGENT"
-    elif start.operation == "invoke_workflow":
+    else:
         found[gen_ai.GEN_AI_WORKFLOW_NAME] = start.program or start.name
-    if start.is_program and start.version is not None and start.program is not None:
-        found[gen_ai.GEN_AI_PROMPT_NAME] = start.program
-        found[names.ATTR_PROMPT_VERSION] = start.version
-    if start.operation == "embeddings":
-        found[names.OPENINFERENCE_SPAN_KIND] = "EMBEDDING"
-    return found
 
 
 def end_attributes(record: CallRecord) -> dict[str, Attribute]:
@@ -103,7 +108,7 @@ def end_attributes(record: CallRecord) -> dict[str, Attribute]:
         found[error_attributes.ERROR_TYPE] = record.error_type
         found[names.ATTR_OUTCOME] = record.outcome
     if record.kind == "lm":
-        _lm_attributes(record, found)
+        found.update({name: value for name, value in _lm_pairs(record) if value is not None})
     elif record.score is not None:
         found[names.ATTR_SCORE] = record.score
     if record.dataset is not None:
@@ -111,33 +116,23 @@ def end_attributes(record: CallRecord) -> dict[str, Attribute]:
     return found
 
 
-def _lm_attributes(record: CallRecord, found: dict[str, Attribute]) -> None:
-    usage = record.usage
-    pairs: tuple[tuple[str, Attribute | None], ...] = (
+def _lm_pairs(record: CallRecord) -> tuple[tuple[str, Attribute | None], ...]:
+    usage = record.usage or _NO_USAGE
+    return (
         (gen_ai.GEN_AI_RESPONSE_MODEL, record.model_served),
         (gen_ai.GEN_AI_RESPONSE_ID, record.response_id),
+        (gen_ai.GEN_AI_RESPONSE_FINISH_REASONS, [record.finish_reason] if record.finish_reason else None),
         (gen_ai.GEN_AI_RESPONSE_TIME_TO_FIRST_CHUNK, record.ttft_s),
+        (gen_ai.GEN_AI_USAGE_INPUT_TOKENS, usage.prompt),
+        (gen_ai.GEN_AI_USAGE_OUTPUT_TOKENS, usage.completion),
+        (gen_ai.GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS, usage.cache_read),
+        (gen_ai.GEN_AI_USAGE_CACHE_CREATION_INPUT_TOKENS, usage.cache_write),
+        (gen_ai.GEN_AI_USAGE_REASONING_OUTPUT_TOKENS, usage.reasoning),
         (names.ATTR_CACHE_HIT, record.cache_hit),
         (names.ATTR_COST_USD, record.cost_usd),
         (names.ATTR_COST_SAVED_USD, record.cost_saved_usd),
+        (names.ATTR_BILLED_BUT_FAILED, record.billed_but_failed or None),
     )
-    for name, value in pairs:
-        if value is not None:
-            found[name] = value
-    if record.finish_reason is not None:
-        found[gen_ai.GEN_AI_RESPONSE_FINISH_REASONS] = [record.finish_reason]
-    if record.billed_but_failed:
-        found[names.ATTR_BILLED_BUT_FAILED] = True
-    if usage is not None and usage.known:
-        for name, count in (
-            (gen_ai.GEN_AI_USAGE_INPUT_TOKENS, usage.prompt),
-            (gen_ai.GEN_AI_USAGE_OUTPUT_TOKENS, usage.completion),
-            (gen_ai.GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS, usage.cache_read),
-            (gen_ai.GEN_AI_USAGE_CACHE_CREATION_INPUT_TOKENS, usage.cache_write),
-            (gen_ai.GEN_AI_USAGE_REASONING_OUTPUT_TOKENS, usage.reasoning),
-        ):
-            if count is not None:
-                found[name] = count
 
 
 def content_attributes(record: CallRecord, max_chars: int) -> dict[str, Attribute]:

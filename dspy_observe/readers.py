@@ -1,0 +1,119 @@
+"""Who reads records: what readers and the callbacks that hold them promise to the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from dspy_observe.records import CallKind, CallRecord, CallStart, ContentMode, Price, RegistryEvent, Score
+from dspy_observe.redaction import Redactor
+
+__all__ = ["Plan", "Reader", "Recorder", "Route", "without"]
+
+
+class Reader:
+    """Somebody who reads records. What a reader wants to be told and needs gathered, it says in these attributes."""
+
+    kinds: frozenset[CallKind] | None = None
+    """The calls that the reader is told of; ``None`` is all of them."""
+    failures_only: frozenset[CallKind] = frozenset()
+    """Kinds among them of which only failed calls matter; their start is not told."""
+    passive: bool = False
+    """Whether the reader is told only of calls that another reader asks for."""
+    redactor: Redactor | None = None
+    """Applied to the content of a call before any reader sees it."""
+    price: Price | None = None
+    """Replaces DSPy's estimate of a call's cost."""
+    content: ContentMode = "none"
+    """Whether the reader wants inputs and outputs, and how."""
+    meter_streams: bool = False
+    """Whether LiteLLM is asked to report the usage of streams."""
+
+    @property
+    def identity(self) -> object:
+        """Readers with equal identities do the same work; only the first of them reads a call."""
+        return id(self)
+
+    def started(self, start: CallStart) -> None:
+        """A call begins."""
+
+    def finished(self, record: CallRecord) -> None:
+        """A call ended, in whatever way."""
+
+    def dropped(self, start: CallStart) -> None:
+        """A call was given up: its end was never told, or too many calls are open."""
+
+    def happened(self, event: RegistryEvent) -> None:
+        """The registry of program versions changed."""
+
+    def scored(self, score: Score) -> None:
+        """An answer was scored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the readers of a call need gathered, taken together."""
+
+    content: ContentMode = "none"
+    redactors: tuple[Redactor, ...] = ()
+    prices: tuple[Price, ...] = ()
+    meter_streams: bool = False
+
+    @classmethod
+    def of(cls, readers: Iterable[Reader]) -> Plan:
+        """Combine the wishes of readers. Redacted content is the rule as soon as one reader asks for it so."""
+        readers = tuple(readers)
+        modes = {reader.content for reader in readers}
+        return cls(
+            content="redacted" if "redacted" in modes else "raw" if "raw" in modes else "none",
+            redactors=tuple(dict.fromkeys(r.redactor for r in readers if r.redactor is not None)),
+            prices=tuple(dict.fromkeys(r.price for r in readers if r.price is not None)),
+            meter_streams=any(reader.meter_streams for reader in readers),
+        )
+
+
+class Route(NamedTuple):
+    """Who is told what about the calls of one kind. Worked out once for each callback, not on every call."""
+
+    readers: tuple[Reader, ...]
+    """Told of every end."""
+    starters: tuple[Reader, ...]
+    """Those of them that do something at the start."""
+    on_failure: tuple[Reader, ...]
+    """Told of failed ends only."""
+
+    @classmethod
+    def of(cls, readers: Iterable[Reader], kind: CallKind) -> Route:
+        """Sort the readers that want calls of this kind."""
+        wanting = tuple(reader for reader in readers if reader.kinds is None or kind in reader.kinds)
+        always = tuple(reader for reader in wanting if kind not in reader.failures_only)
+        if all(reader.passive for reader in always):
+            always = ()
+        starters = tuple(reader for reader in always if type(reader).started is not Reader.started)
+        return cls(always, starters, tuple(reader for reader in wanting if reader not in always))
+
+
+class Recorder:
+    """What the ledger expects of a callback in DSPy's list; ``callbacks/base.py`` has the two kinds."""
+
+    @property
+    def readers(self) -> tuple[Reader, ...]:
+        """Who reads through this callback; the same for its whole life."""
+        raise NotImplementedError
+
+    @property
+    def plan(self) -> Plan:
+        """What those readers need gathered."""
+        raise NotImplementedError
+
+    @property
+    def routes(self) -> dict[CallKind, Route]:
+        """Who is told what, for every kind of call."""
+        raise NotImplementedError
+
+
+def without(route: Route, present: Iterable[Route]) -> Route:
+    """Leave out readers whose work another callback of the same call already does."""
+    taken = {reader.identity for other in present for reader in other.readers + other.on_failure}
+    return Route(*(tuple(reader for reader in part if reader.identity not in taken) for part in route))
