@@ -1,10 +1,23 @@
-"""The command line: ``dspy-observe``. Nothing here imports DSPy before a verb needs it."""
+"""The command line: ``dspy-observe``. Nothing here imports DSPy before a verb needs it.
+
+Exit codes: 0 done, 1 refused with the reason, 2 wrong usage.
+"""
 
 from __future__ import annotations
 
+import json
+import sys
+from collections import Counter
 from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.table import Table
+
+from dspy_observe.errors import ObserveError
+from dspy_observe.redaction import Drop, Fixed, Mask, Operator, Redaction, Redactor, explain
 
 app = typer.Typer(
     name="dspy-observe",
@@ -15,10 +28,83 @@ app = typer.Typer(
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
     if version:
         typer.echo(installed_version("dspy-observe"))
         raise typer.Exit
+
+
+@app.command()
+def redact(
+    file: Annotated[str, typer.Argument(help="A text file, or - for standard input.")] = "-",
+    replacement: Annotated[str, typer.Option(help="What stands in for a value.")] = "<{entity}>",
+    mask: Annotated[list[str] | None, typer.Option(metavar="ENTITY=N", help="Keep the last N characters.")] = None,
+    fixed: Annotated[list[str] | None, typer.Option(metavar="ENTITY=TEXT", help="Use this text.")] = None,
+    drop: Annotated[list[str] | None, typer.Option(metavar="ENTITY", help="Take the value out.")] = None,
+    explained: Annotated[bool, typer.Option("--explain", help="List what is found, and where.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print text and findings as JSON.")] = False,
+) -> None:
+    """Try redaction on a text: print it without what is private.
+
+    Examples: dspy-observe redact prompt.txt --explain · echo "mail a@b.example" | dspy-observe redact --drop EMAIL
+    """
+    text = _read(file)
+    try:
+        options = Redaction(
+            replacement=replacement,
+            operators=_operators(mask or [], fixed or [], drop or []),
+            scan_limit_chars=max(len(text), 256),  # a file is looked at to its end
+        )
+        clean = Redactor(options).redact_text(text)
+        places = explain(text, options)
+    except ObserveError as error:
+        raise typer.BadParameter(str(error)) from None
+    if as_json:
+        found = [dict(zip(("entity", "start", "end", "operator"), place, strict=True)) for place in places]
+        typer.echo(json.dumps({"text": clean, "findings": found}, ensure_ascii=False))
+    elif explained:
+        _show_places(text, places)
+    else:
+        typer.echo(clean, nl=False)
+
+
+def _read(file: str) -> str:
+    try:
+        return sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+    except OSError as error:
+        raise typer.BadParameter(f"cannot read {file}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise typer.BadParameter(f"{file} is no UTF-8 text") from None
+
+
+def _operators(mask: list[str], fixed: list[str], drop: list[str]) -> dict[str, Operator]:
+    operators: dict[str, Operator] = {entity: Drop() for entity in drop}
+    for item in mask:
+        entity, _, kept = item.partition("=")
+        if not kept.isdigit():
+            raise typer.BadParameter(f"--mask {item}: write ENTITY=N, such as CARD=4")
+        operators[entity] = Mask(keep_last=int(kept))
+    for item in fixed:
+        entity, sign, words = item.partition("=")
+        if not sign:
+            raise typer.BadParameter(f"--fixed {item}: write ENTITY=TEXT, such as EMAIL=[mail]")
+        operators[entity] = Fixed(words)
+    return operators
+
+
+def _show_places(text: str, places: list[tuple[str, int, int, str]]) -> None:
+    console = Console()
+    if not places:
+        console.print("Nothing private was found.")
+        return
+    table = Table("entity", "line", "column", "characters", "operator")
+    for entity, start, end, operator in places:
+        line = text.count("\n", 0, start) + 1
+        column = start - (text.rfind("\n", 0, start) + 1) + 1
+        table.add_row(entity, str(line), str(column), str(end - start), operator)
+    console.print(table)
+    totals = Counter(entity for entity, *_ in places)
+    console.print(", ".join(f"{count} {entity}" for entity, count in totals.most_common()))
 
 
 def main() -> None:

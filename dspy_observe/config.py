@@ -54,7 +54,11 @@ class Observer:
     Attributes:
         callbacks: The callbacks that were put into DSPy's list: one group, followed by those of ``extra`` that are not
             ours to group.
+        metrics_url: Where the metrics are scraped; ``None`` where no port of ours was asked for or another worker
+            process serves it.
     """
+
+    metrics_url: str | None = None
 
     def __init__(self, group: CallbackGroup, callbacks: Sequence[Any], stops: Sequence[Callable[[], None]]) -> None:
         self.callbacks: tuple[Any, ...] = tuple(callbacks)
@@ -296,6 +300,7 @@ def _build(
 ) -> Observer:
     stops: list[Callable[[], None]] = []
     members: list[RecordCallback | CallbackGroup] = []
+    endpoint = None
     try:
         if tracing is not False:  # first: exemplars and log lines take their trace id from its spans
             otel = OTelCallback(tracing, service=service)
@@ -315,7 +320,8 @@ def _build(
         others = [callback for callback in extra if not isinstance(callback, RecordCallback | CallbackGroup)]
         group = CallbackGroup(*members)
         if metrics is not False and metrics is not None:
-            stops.append(serve(metrics))
+            endpoint = serve(metrics)
+            stops.append(endpoint)
         callbacks = [group, *others]
         installation.append(callbacks)
     except BaseException:
@@ -323,6 +329,7 @@ def _build(
             stop()
         raise
     observer = Observer(group, callbacks, stops)
+    observer.metrics_url = endpoint.url if endpoint is not None else None
     if registry is not None:
         observer._stops.append(registry.subscribe("*", group.happened))
     atexit.register(observer.close)

@@ -16,7 +16,7 @@ import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from time import perf_counter
 from time import time as unix_time
 from typing import Any, ClassVar, Final, NamedTuple
@@ -160,6 +160,8 @@ class Ledger:
         try:
             if entry.shadow is None:
                 readers = route.readers if exception is None else route.readers + route.on_failure
+                if route.passive and exception is None and (entry.record or self._is_read(entry)):
+                    readers = route.passive
                 if readers:
                     if entry.record is None:
                         entry.record = self._freeze(call_id, entry, outputs, exception, now)
@@ -180,6 +182,11 @@ class Ledger:
                 if entry.start is not None and entry.kind in _PARENT_KINDS:
                     self._ended.remember(call_id, entry.start)
 
+    @staticmethod
+    def _is_read(entry: _Entry) -> bool:
+        """Whether a callback that is still to end asks for this call's record."""
+        return any(route.readers for route in entry.admitted.values())
+
     def _finish(self, readers: tuple[Reader, ...], record: CallRecord) -> None:
         for reader in readers:
             try:
@@ -187,11 +194,17 @@ class Ledger:
             except Exception as error:
                 self._reader_failed(reader, "finished", error)
 
-    def link(self, call_id: str, trace_id: str, span_id: str) -> None:
-        """Tell the ledger which sampled span stands for an open call, for log lines and exemplars."""
+    def link(self, call_id: str, trace_id: int, span_id: int) -> None:
+        """Tell the ledger which sampled span stands for an open call, for log lines and exemplars.
+
+        Args:
+            call_id: The call.
+            trace_id: OpenTelemetry's 128-bit number.
+            span_id: OpenTelemetry's 64-bit number.
+        """
         entry = self._open.get(call_id)
         if entry is not None:
-            entry.trace = (trace_id, span_id)
+            entry.trace = (_hex_trace(trace_id), f"{span_id:016x}")
 
     def _make(self, kind: CallKind, call_id: str, instance: Any, inputs: dict[str, Any]) -> _Entry:
         entry = _Entry(kind, instance, inputs, self._plan(instance), self.clock.time())
@@ -267,7 +280,7 @@ class Ledger:
             if capture.first_chunk_at is not None:
                 ttft = max(0.0, capture.first_chunk_at - entry.started_mono)
             with _GUARD_BILLING:
-                bill = billing.gather(capture, entry.instance, outputs, exception)
+                bill = billing.gather(capture, entry.instance, entry.raw, outputs, exception)
         score = dataset = None
         if start.kind == "evaluate":
             score, dataset = calls.evaluation(entry.raw, outputs)
@@ -362,6 +375,11 @@ _PARENT_KINDS: Final = frozenset({"module", "tool", "evaluate", "compile", "inte
 _GUARD_CONTENT = safety.guard("ledger.content")
 _GUARD_BILLING = safety.guard("ledger.billing")
 _GUARD_PRICE = safety.guard("ledger.price")
+
+
+@lru_cache(maxsize=256)  # the calls of one program run share a trace
+def _hex_trace(trace_id: int) -> str:
+    return f"{trace_id:032x}"
 
 
 @cache

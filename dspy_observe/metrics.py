@@ -43,7 +43,7 @@ from dspy_observe.environment import env_default, parse_floats
 from dspy_observe.errors import ConfigurationError
 from dspy_observe.redaction import redact
 
-__all__ = ["Instruments", "Metrics", "instruments", "render", "serve", "worker_exited"]
+__all__ = ["Endpoint", "Instruments", "Metrics", "instruments", "render", "serve", "worker_exited"]
 
 _logger = logging.getLogger("dspy_observe")
 
@@ -273,23 +273,36 @@ def instruments(options: Metrics | None = None) -> Instruments:
         return found
 
 
-def serve(options: Metrics) -> Callable[[], None]:
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A metrics endpoint; calling it closes it."""
+
+    url: str | None
+    """Where it is scraped; ``None`` where no port was asked for or another worker has it."""
+    _stop: Callable[[], None]
+
+    def __call__(self) -> None:
+        """Close it; nothing happens where there is none."""
+        self._stop()
+
+
+def serve(options: Metrics) -> Endpoint:
     """Open the metrics endpoint that ``options.port`` asks for.
 
     Returns:
-        A function that closes it; it does nothing where no port was asked for or another worker has it.
+        The endpoint, which has no ``url`` where no port was asked for or another worker has it.
 
     Raises:
         ConfigurationError: The address cannot be bound.
     """
     if options.port is None:
-        return lambda: None
+        return Endpoint(None, lambda: None)
     try:
         server, thread = start_http_server(options.port, options.host, _exposed(options.collector_registry))
     except OSError as error:
         if error.errno == errno.EADDRINUSE and multiprocess():
             _logger.info("dspy_observe: port %s is taken, another worker serves the metrics of all", options.port)
-            return lambda: None
+            return Endpoint(None, lambda: None)
         raise ConfigurationError(
             "Metrics.port", f"cannot listen on {options.host}:{options.port} ({error.strerror})", "Choose another port"
         ) from error
@@ -299,7 +312,8 @@ def serve(options: Metrics) -> Callable[[], None]:
         server.server_close()
         thread.join()
 
-    return stop
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    return Endpoint(f"http://{host}:{server.server_port}/metrics", stop)
 
 
 def render(collector_registry: CollectorRegistry | None = None, accept: str = "") -> tuple[bytes, str]:

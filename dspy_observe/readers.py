@@ -82,16 +82,19 @@ class Route(NamedTuple):
     """Those of them that do something at the start."""
     on_failure: tuple[Reader, ...]
     """Told of failed ends only."""
+    passive: tuple[Reader, ...] = ()
+    """Told of the calls that another callback in DSPy's list reads, where none of this one's readers asks for them."""
 
     @classmethod
     def of(cls, readers: Iterable[Reader], kind: CallKind) -> Route:
         """Sort the readers that want calls of this kind."""
         wanting = tuple(reader for reader in readers if reader.kinds is None or kind in reader.kinds)
         always = tuple(reader for reader in wanting if kind not in reader.failures_only)
+        passive: tuple[Reader, ...] = ()
         if all(reader.passive for reader in always):
-            always = ()
+            always, passive = (), always
         starters = tuple(reader for reader in always if type(reader).started is not Reader.started)
-        return cls(always, starters, tuple(reader for reader in wanting if reader not in always))
+        return cls(always, starters, tuple(reader for reader in wanting if reader not in always), passive)
 
 
 class Recorder:

@@ -14,14 +14,14 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import dspy
 from dspy import lm15
 
 from dspy_observe.callbacks.base import RecordCallback
-from dspy_observe.facts import installation
+from dspy_observe.facts import calls, installation
 from dspy_observe.ledger import LEDGER, Clock
 from dspy_observe.openai_server import OpenAIServer
 from dspy_observe.records import CallRecord, CallStart, RegistryEvent, Score
@@ -64,8 +64,12 @@ def capture_records() -> Iterator[list[CallRecord]]:
     """
     capture = Capture()
     installation.append([capture])
+    listed = calls.listed_callbacks()
+    # A dspy.context around the block has a list of its own, which the one of the process does not reach.
+    inside = nullcontext() if any(capture is one for one in listed) else dspy.context(callbacks=[*listed, capture])
     try:
-        yield capture.records
+        with inside:
+            yield capture.records
     finally:
         installation.remove([capture])
 

@@ -1,11 +1,20 @@
 """Each detector with its own examples, validators and shapes."""
 
+# ruff: noqa: E501 - texts with Chinese punctuation stay on one line
+
 from __future__ import annotations
 
 import pytest
 
-from dspy_observe.redaction import CREDENTIAL_DETECTORS, DEFAULT_DETECTORS, Detector, Redaction, RedactionConfigError, Redactor
-from dspy_observe.redaction import validators
+from dspy_observe.redaction import (
+    CREDENTIAL_DETECTORS,
+    DEFAULT_DETECTORS,
+    Detector,
+    Redaction,
+    RedactionConfigError,
+    Redactor,
+    validators,
+)
 from dspy_observe.redaction.keynames import DEFAULT_ALLOW, DEFAULT_DENY_KEYS, KeyNames
 from dspy_observe.redaction.keys import FAMILIES
 
@@ -129,7 +138,9 @@ def test_texts_become_exactly_this(text: str, expected: str) -> None:
 
 def test_a_detector_of_ones_own_takes_pattern_check_and_context() -> None:
     """All three decide together; the group named value is what goes."""
-    badge = Detector("BADGE", pattern=r"id=(?P<value>[A-Z]{2}[0-9]{4})", validator=lambda v: v.endswith("7"), context=("staff",))
+    badge = Detector(
+        "BADGE", pattern=r"id=(?P<value>[A-Z]{2}[0-9]{4})", validator=lambda v: v.endswith("7"), context=("staff",)
+    )
     redactor = Redactor(Redaction(detectors=(badge,), known_secrets=False))
     assert redactor.redact_text("staff id=AB1237") == "staff id=<BADGE>"
     assert redactor.redact_text("staff id=AB1238") == "staff id=AB1238"

@@ -6,7 +6,7 @@ What you get
 Metrics
     ``dspy_requests_total``, ``dspy_tokens_total``, ``dspy_cost_usd_total``, ``dspy_cost_saved_usd_total``,
     ``dspy_cache_requests_total``, ``dspy_unmetered_requests_total``, ``dspy_unpriced_requests_total``,
-    ``dspy_retries_total``.
+    ``dspy_retries_total``, ``dspy_cache_dir_bytes``.
 Options
     :class:`Cost` (a price function; usage of LiteLLM streams) and :class:`~dspy_observe.metrics.Metrics`.
 Order and composition
@@ -17,14 +17,18 @@ Order and composition
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
 
 from dspy_observe.callbacks.base import RecordCallback
 from dspy_observe.environment import env_default, parse_bool
 from dspy_observe.errors import ConfigurationError
+from dspy_observe.facts.disk_cache import disk_cache_bytes
 from dspy_observe.metrics import Metrics, instruments
 from dspy_observe.records import CallRecord, Price, Usage
 
 __all__ = ["Cost", "CostCallback"]
+
+_MEASURE_EVERY_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,12 +78,21 @@ class CostCallback(RecordCallback):
         self._unmetered = own["dspy_unmetered_requests_total"]
         self._unpriced = own["dspy_unpriced_requests_total"]
         self._retries = own["dspy_retries_total"]
+        self._cache_size = own["dspy_cache_dir_bytes"]
+        self._measure_at: float | None = None
+        if own.multiprocess:  # the shared files of several processes hold plain numbers, written now and then
+            self._measure_at = 0.0
+        else:
+            self._cache_size.child().set_function(disk_cache_bytes)
 
     @property
     def identity(self) -> object:
         return ("cost", id(self._instruments))
 
     def finished(self, record: CallRecord) -> None:
+        if self._measure_at is not None and record.started_at >= self._measure_at:
+            self._measure_at = record.started_at + _MEASURE_EVERY_S
+            self._cache_size.child().set(disk_cache_bytes())
         who = (record.program, record.version, record.model_requested)
         self._requests.child(*who, record.outcome).inc()
         if record.cache_hit is not None:

@@ -21,6 +21,10 @@ _HISTORY_SCAN: Final = 1_000  # newest entries looked at by identity; ours is am
 _NOTHING_BILLED: Final = Usage(0, 0, 0, 0, 0)
 _UNKNOWN: Final = Usage()
 _NUMBERS: Final = (int, float)
+_USUAL_TIERS: Final = (None, "auto", "default", "standard", "ON_DEMAND")
+"""``service_tier`` values that DSPy's price list bills at the plain rate (``dspy/clients/costs.py``)."""
+_DEARER: Final = ("audio", "modalities", "prompt_cache", "web_search_options")
+"""Options with a price of their own."""
 _DETAILS: Final = ("cached_tokens", "cache_creation_tokens", "reasoning_tokens")
 
 
@@ -38,7 +42,9 @@ class LMFacts:
     finish_reason: str | None
 
 
-def gather(capture: LMCapture, instance: Any, outputs: Any, exception: BaseException | None) -> LMFacts:
+def gather(
+    capture: LMCapture, instance: Any, inputs: Mapping[str, Any], outputs: Any, exception: BaseException | None
+) -> LMFacts:
     """Put together what one LM call used.
 
     A call that succeeded without reporting any usage object to DSPy's tracker was answered by DSPy's cache: a live
@@ -47,6 +53,7 @@ def gather(capture: LMCapture, instance: Any, outputs: Any, exception: BaseExcep
     Args:
         capture: The taps that were in place during the call.
         instance: The LM that was called.
+        inputs: DSPy's argument dictionary; only read.
         outputs: What the call returned, the very object.
         exception: What it raised, or ``None``.
     """
@@ -66,7 +73,7 @@ def gather(capture: LMCapture, instance: Any, outputs: Any, exception: BaseExcep
     if cache_hit:
         cost = 0.0  # the history of a hit repeats what the first call cost
     elif usage.known:  # LiteLLM lists 0.0 for a stream whose usage it never saw
-        cost = listed if entry else _estimate(instance, usage, response)
+        cost = listed if entry else _estimate(instance, inputs, usages, usage, response)
     first = response[0] if isinstance(response, tuple) and response else response  # one response per candidate
     return LMFacts(
         usage,
@@ -141,7 +148,7 @@ def _count(entry: Mapping[str, Any], *keys: str) -> int | None:
         value = entry.get(key)
         if type(value) is not int:  # the rule, and quick; the rest are an SDK's own number types
             value = _number(value)
-        if value is not None and value >= 0 and value == int(value):
+        if value is not None and value >= 0 and value % 1 == 0:
             return int(value)
     return None
 
@@ -160,19 +167,28 @@ def _details(entry: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
     return {}
 
 
-def _estimate(instance: Any, usage: Usage, response: Any) -> float | None:
+def _estimate(
+    instance: Any, inputs: Mapping[str, Any], reports: list[dict[str, Any]], usage: Usage, response: Any
+) -> float | None:
     """Price the tokens by DSPy's own list when there is no history entry that holds the price.
 
     That is so under ``disable_history`` and for candidates that were billed before the call failed.
     """
-    if not isinstance(getattr(instance, "_engine_spec", None), str) or usage.prompt is None:
-        return None  # a custom engine has no price list
-    route = resolve(instance)
+    if not _speaks_to_provider(instance) or _has_special_price(instance, inputs):
+        return None
+    if usage.prompt is None or usage.completion is None:
+        return None
+    if len(reports) > 1 and not all(normalise_usage(report).known for report in reports):
+        return None  # one of several candidates is without figures
+    try:
+        route = resolve(instance)
+    except lm15.LM15Error:  # a model that only LiteLLM knows
+        return None
     provider = route.provider
     cached, written, reasoning = usage.cache_read or 0, usage.cache_write or 0, usage.reasoning or 0
     # DSPy's reports count cached input and thinking output in; its price list wants the provider's own counters.
     prompt = usage.prompt - cached - written if provider and "anthropic" in provider else usage.prompt
-    completion = usage.completion or 0
+    completion = usage.completion
     if provider in {"gemini", "vertex", "vertex-express", "xai"}:
         completion -= reasoning
     priced = lm15.Response(
@@ -187,10 +203,32 @@ def _estimate(instance: Any, usage: Usage, response: Any) -> float | None:
             cache_write_tokens=usage.cache_write,
             reasoning_tokens=usage.reasoning,
         ),
+        provider_data=_field(response, "provider_data"),  # names the tier that served
     )
     cost: float | None
     cost, _ = estimate_cost(priced, provider=provider, requested_model=route.model)
     return cost
+
+
+def _speaks_to_provider(instance: Any) -> bool:
+    """Whether DSPy itself sends the LM's calls: custom engines and subclasses with a ``forward`` have no price list."""
+    if not isinstance(instance, dspy.LM) or not isinstance(getattr(instance, "_engine_spec", None), str):
+        return False
+    ways = ((instance.forward, dspy.LM.forward), (instance.aforward, dspy.LM.aforward))
+    return all(getattr(own, "__func__", None) is built_in for own, built_in in ways)
+
+
+def _has_special_price(instance: Any, inputs: Mapping[str, Any]) -> bool:
+    """Whether plain token rates would not be the bill: another service tier, a tool that the provider runs."""
+    given = {**(getattr(instance, "kwargs", None) or {}), **(inputs.get("kwargs") or {})}
+    request = inputs.get("prompt") if isinstance(inputs.get("prompt"), lm15.Request) else given.get("request")
+    tier, tools = given.get("service_tier"), given.get("tools") or ()
+    if isinstance(request, lm15.Request):
+        tier, tools = request.config.service_tier, ()
+        if any(isinstance(tool, lm15.BuiltinTool) for tool in request.tools):
+            return True
+    hosted = any(isinstance(tool, Mapping) and tool.get("type") != "function" for tool in tools)
+    return tier not in _USUAL_TIERS or hosted or any(given.get(name) is not None for name in _DEARER)
 
 
 def _find_entry(outputs: Any) -> Any:

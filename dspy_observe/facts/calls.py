@@ -76,12 +76,15 @@ def tag(module: object, name: str, version: str | None = None, role: str = "stab
     Copies of the module (``deepcopy``, ``reset_copy``, compiled ones) are other instances and stay without a tag.
 
     Raises:
-        ConfigurationError: ``module`` is no DSPy module, ``name`` is empty, or ``role`` is not a known role.
+        ConfigurationError: ``module`` is no DSPy module, ``name`` or ``version`` is no text or empty, or ``role`` is
+            not a known role.
     """
     if not isinstance(module, dspy.Module):
         raise ConfigurationError("module", f"{type(module).__name__} is not a dspy.Module", "Pass a program instance")
-    if not name:
-        raise ConfigurationError("name", "the program's name is empty", "Give the name it has in the registry")
+    if not isinstance(name, str) or not name:
+        raise ConfigurationError("name", f"{name!r} is no name", "Give the name it has in the registry")
+    if version is not None and (not isinstance(version, str) or not version):
+        raise ConfigurationError("version", f"{version!r} is no version", 'Give a text such as "v3", or None')
     if role not in ROLES:
         raise ConfigurationError("role", f"{role!r} is not a role", f"Use one of {', '.join(ROLES)}")
     _tags.set(module, Tag(name, version, role))
@@ -146,20 +149,23 @@ def begin(
     model = provider = None
     streaming = None
     if kind == "lm":
-        model = str(getattr(instance, "model", None) or type(instance).__name__)
+        name = model = str(getattr(instance, "model", None) or type(instance).__name__)
         prefix, slash, _ = model.partition("/")
         provider = _PROVIDERS.get(prefix, prefix) if slash else None
         streaming = dspy.settings.send_stream is not None
-        name = model
     elif kind == "tool":
         name = str(getattr(instance, "name", None) or type(instance).__name__)
     else:
         name = type(instance).__name__
-    # Below a module there is a module already; elsewhere DSPy's list of calling modules tells.
-    inside = parent is not None and parent.kind == "module"
-    modules = () if inside else _caller_modules()
-    is_program = kind == "module" and not inside and not modules
-    program, version, role = _identify(kind, instance, inputs, parent, modules)
+    is_program = False
+    if parent is not None and parent.kind == "module" and not (_tags and _tags.get(instance)):
+        # The usual case: below a module, whose program it belongs to.
+        program, version, role = parent.program, parent.version, parent.role
+    else:
+        # Below a module there is a module already; elsewhere DSPy's list of calling modules tells.
+        modules = () if parent is not None and parent.kind == "module" else _caller_modules()
+        is_program = kind == "module" and not modules and (parent is None or parent.kind != "module")
+        program, version, role = _identify(kind, instance, inputs, parent, modules)
     return make_call_start(
         call_id,
         parent.call_id if parent is not None else None,

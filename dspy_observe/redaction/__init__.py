@@ -11,13 +11,13 @@
 What is detected
     Personal: e-mail addresses (also beside Chinese, percent-encoded, internationalised), telephone numbers (Chinese
     mobiles and landlines, ``+`` with 8 to 15 digits, punctuated North American ones, others near a word such as
-    ``phone`` or ``\u7535\u8bdd``), payment cards (Luhn and issuer), Chinese resident identity numbers (check digit), IBANs, US
-    social security numbers, IPv4 and IPv6 addresses (not loopback).
+    ``phone`` or ``\u7535\u8bdd``), payment cards (Luhn and issuer), Chinese resident identity numbers (check digit),
+    IBANs, US social security numbers, IPv4 and IPv6 addresses (not loopback).
     Credentials: PEM private keys with their body, JSON web tokens, passwords and tokens in URLs, ``Authorization`` and
-    cookie headers, the key forms of some hundred providers, ``key=value`` secrets in plain text, JSON, escaped JSON, ``repr``,
-    flags and Chinese, and literally whatever this process knows as a secret: environment variables named like one, and
-    an LM's ``api_key``. Credentials are removed in every mode: :func:`credentials_only` is what raw content passes.
-    Whole values under names such as ``password`` or ``X-Api-Key`` are dropped, whatever they hold.
+    cookie headers, the key forms of some hundred providers, ``key=value`` secrets in plain text, JSON, escaped JSON,
+    ``repr``, flags and Chinese, and literally whatever this process knows as a secret: environment variables named
+    like one, and an LM's ``api_key``. Credentials are removed in every mode: :func:`credentials_only` is what raw
+    content passes. Whole values under names such as ``password`` or ``X-Api-Key`` are dropped, whatever they hold.
 
 What is not detected
     Names of people and companies, postal addresses, dates of birth, plates, health data, national identity numbers
@@ -44,17 +44,17 @@ How to add it
         exporter = RedactingSpanExporter(otlp, Redaction(detectors=(*DEFAULT_DETECTORS, person)))
 
 What replaces it
-    ``<EMAIL>`` by default; by entity a :class:`Label`, a :class:`Fixed` text, a :class:`Mask` that keeps the last characters,
-    :class:`Drop`, or a :class:`KeyedHash` to tell equal values apart. Redacting twice gives the same as once. A text beyond
-    ``scan_limit_chars`` is cut, never passed on unseen, and ends in ``<TRUNCATED n CHARS>``.
+    ``<EMAIL>`` by default; by entity a :class:`Label`, a :class:`Fixed` text, a :class:`Mask` that keeps the last
+    characters, :class:`Drop`, or a :class:`KeyedHash` to tell equal values apart. Redacting twice gives the same as
+    once. A text beyond ``scan_limit_chars`` is cut, never passed on unseen, and ends in ``<TRUNCATED n CHARS>``.
 
 When it fails
-    It fails closed: the value becomes ``[REDACTION_ERROR:TypeName len=n]``, ``Redactor.failures`` counts it, and the program
-    is not affected.
+    It fails closed: the value becomes ``[REDACTION_ERROR:TypeName len=n]``, ``Redactor.failures`` counts it, and the
+    program is not affected.
 
 Signals of others
-    :class:`RedactingSpanExporter` and :class:`RedactingLogExporter` wrap any OpenTelemetry exporter, :class:`StructlogRedactor` is a
-    structlog processor, :class:`RedactingFilter` a filter for :mod:`logging`.
+    :class:`RedactingSpanExporter` and :class:`RedactingLogExporter` wrap any OpenTelemetry exporter,
+    :class:`StructlogRedactor` is a structlog processor, :class:`RedactingFilter` a filter for :mod:`logging`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@ r"""E-mail addresses, IP addresses and IBANs. Each search begins at a rare chara
 
 A pattern that begins with ``[\w.+-]+@`` is quadratic on long texts without an ``@``; one that begins with ``@`` is not.
 """
-# ruff: noqa: PLR2004, RUF001 - lengths of the formats and Chinese punctuation are the subject here
+# ruff: noqa: PLR2004, E501, SIM102 - lengths of the formats, long expressions and Chinese punctuation are the subject here
 
 from __future__ import annotations
 

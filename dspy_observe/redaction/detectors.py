@@ -1,5 +1,5 @@
 """What is looked for, as data: each detector with its search, its check, where its rule comes from, and examples."""
-# ruff: noqa: PLR2004, RUF001 - lengths of the formats and Chinese punctuation are the subject here
+# ruff: noqa: RUF001 - examples with Chinese punctuation
 
 from __future__ import annotations
 

@@ -9,19 +9,22 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.sdk._logs.export import LogRecordExporter, LogRecordExportResult
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.sdk.util import BoundedList
 from opentelemetry.trace import Link, Status
 
 from dspy_observe.redaction.options import Redaction
 from dspy_observe.redaction.redactor import Redactor
 
 __all__ = ["RedactingLogExporter", "RedactingSpanExporter"]
+
+_MAX_RESOURCES: Final = 16  # a process has one or two; more means somebody makes them anew
 
 
 class RedactingSpanExporter(SpanExporter):
@@ -103,12 +106,9 @@ class _Cleaner:
             context=span.context,
             parent=span.parent,
             resource=self._resource(span.resource),
-            attributes=self._attributes(span.attributes),
-            events=[
-                Event(self.redactor.redact_text(event.name), self._attributes(event.attributes), event.timestamp)
-                for event in span.events
-            ],
-            links=[Link(link.context, self._attributes(link.attributes)) for link in span.links],
+            attributes=self._attributes(span.attributes, span.dropped_attributes),
+            events=_bounded([self._event(event) for event in span.events], span.dropped_events),
+            links=_bounded([self._link(link) for link in span.links], span.dropped_links),
             kind=span.kind,
             status=Status(status.status_code, self._optional(status.description)),
             start_time=span.start_time,
@@ -116,10 +116,17 @@ class _Cleaner:
             instrumentation_scope=span.instrumentation_scope,
         )
 
+    def _event(self, event: Event) -> Event:
+        attributes = self._attributes(event.attributes, event.dropped_attributes)
+        return Event(self.redactor.redact_text(event.name), attributes, event.timestamp)
+
+    def _link(self, link: Link) -> Link:
+        return Link(link.context, self._attributes(link.attributes, link.dropped_attributes))
+
     def _record(self, record: Any) -> Any:
         inner = copy.copy(record.log_record)
         inner.body = self.redactor.redact(inner.body)[0]
-        inner.attributes = self._attributes(inner.attributes)
+        inner.attributes = self._attributes(inner.attributes, record.dropped_attributes)
         for name in ("event_name", "severity_text"):
             if isinstance(getattr(inner, name, None), str):
                 setattr(inner, name, self.redactor.redact_text(getattr(inner, name)))
@@ -133,16 +140,14 @@ class _Cleaner:
     def _optional(self, text: str | None) -> str | None:
         return None if text is None else self.redactor.redact_text(text)
 
-    def _attributes(self, attributes: Mapping[str, Any] | None) -> Any:
-        if not attributes:
+    def _attributes(self, attributes: Mapping[str, Any] | None, dropped: int = 0) -> Any:
+        if not attributes and not dropped:
             return attributes
-        clean, _ = self.redactor.redact(dict(attributes))
+        clean, _ = self.redactor.redact(dict(attributes or {}))
         if not isinstance(clean, dict):
             raise TypeError("attributes could not be redacted")
-        if not isinstance(attributes, BoundedAttributes):
-            return clean
-        bounded = BoundedAttributes(attributes=clean, immutable=True)
-        bounded.dropped = attributes.dropped
+        bounded = BoundedAttributes(attributes=clean, immutable=False, extended_attributes=True)
+        bounded.dropped = dropped
         return bounded
 
     def _resource(self, resource: Resource) -> Resource:
@@ -150,7 +155,14 @@ class _Cleaner:
         if known is not None and known[0] is resource:
             return known[1]
         clean = Resource(self._attributes(resource.attributes), self._optional(resource.schema_url))
-        if len(self._resources) >= 16:
+        if len(self._resources) >= _MAX_RESOURCES:
             self._resources.clear()
         self._resources[id(resource)] = (resource, clean)
         return clean
+
+
+def _bounded(items: list[Any], dropped: int) -> Any:
+    """A list that carries on how many items the SDK dropped before."""
+    bounded = BoundedList.from_seq(len(items), items)
+    bounded.dropped = dropped
+    return bounded

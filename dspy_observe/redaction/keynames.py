@@ -1,4 +1,4 @@
-"""Which names say that their value is a secret: ``api_key``, ``X-Auth-Token``, ``dbPassword``; and which only look so."""
+"""Which names say that their value is a secret: ``api_key``, ``X-Auth-Token``; and which only look so."""
 
 from __future__ import annotations
 
@@ -64,6 +64,7 @@ class KeyNames:
             words.pop()
         if not words:
             return False
+        words[-1] = words[-1].rstrip("0123456789") or words[-1]
         tails = ["".join(words[-count:]) for count in range(1, min(len(words), 6) + 1)]
         if any(tail in self._allow for tail in tails):
             return False

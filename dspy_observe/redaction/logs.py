@@ -29,6 +29,7 @@ class StructlogRedactor:
         self.redactor = redactor if isinstance(redactor, Redactor) else Redactor(redactor)
 
     def __call__(self, logger: Any, method_name: str, event_dict: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        """The event with everything private replaced."""
         del logger, method_name
         fields: dict[str, Any] = {}
         for key, value in event_dict.items():
@@ -42,8 +43,8 @@ class StructlogRedactor:
 def _rendered(value: Any) -> Any:
     if isinstance(value, BaseException):
         return "".join(traceback.format_exception(value)).rstrip("\n")
-    if isinstance(value, tuple) and len(value) == 3 and isinstance(value[1], BaseException):
-        return "".join(traceback.format_exception(*value)).rstrip("\n")
+    if isinstance(value, tuple) and len(value) > 1 and isinstance(value[1], BaseException):
+        return "".join(traceback.format_exception(value[1])).rstrip("\n")
     return value
 
 

@@ -7,7 +7,7 @@ is a position in the text. Beside Chinese, ``\b`` sees no boundary, and in ``jso
 
 Longer than most files here because the shapes of one pass belong side by side.
 """
-# ruff: noqa: PLR2004, RUF001 - lengths of the formats and Chinese punctuation are the subject here
+# ruff: noqa: PLR2004, RUF001, E501, SIM102 - lengths of the formats, long expressions and Chinese punctuation are the subject here
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ _NORMAL: Final = str.maketrans(
 )
 
 _LONGEST = 62  # characters of one run; a longer stretch is taken in overlapping pieces
+_LONGEST_LOCAL = 24  # characters without spaces
 _FEWEST = 6  # digits of the shortest telephone number that a word can reveal
 _OVERLAP = 26  # no number with its separators is longer
 
@@ -138,10 +139,8 @@ class Run:
 def runs(text: str, lowered: str) -> Iterator[Run]:
     """The runs of a text that can hold a number of seven digits or more."""
     escapes = "%" in text or "\\u" in text
-    if text.isascii():
-        pattern = _ESCAPED if escapes else _PLAIN
-    else:
-        pattern = _WIDE_ESCAPED if escapes else _WIDE_PLAIN
+    plain, escaped = (_PLAIN, _ESCAPED) if text.isascii() else (_WIDE_PLAIN, _WIDE_ESCAPED)
+    pattern = escaped if escapes else plain
     at, escape_end = 0, -1
     search = pattern.search
     while (match := search(text, at)) is not None:
@@ -217,6 +216,7 @@ _COUNTED: Final = re.compile(
     r"单号|编号|金额|运单号?|快递单?号?|交易号?)[\"'\\]{0,3}\s{0,2}[:=：#]?\s{0,2}[\"']?$"
 )
 _UNIT_AFTER: Final = re.compile(r"[ ,]?(?:bytes|[kmgt]i?b\b|of \d|used|rows|ms\b|ns\b|us\b|tokens|chars|steps)")
+_ROW: Final = re.compile(r"[0-9] \||\| [0-9]")  # the number is one of a row of numbers
 _GLUED_PHONE: Final = re.compile(r"(?<![a-z])(?:tel|phone|mobile|cell|fax|call|sim|wechat|ph|mob)$")
 
 
@@ -250,7 +250,9 @@ _TRUNK: Final = re.compile(
     r"(?<!\d)0(?:0[1-9]\d{0,2}(?:[ \-]\d{1,4}){3,6}|[1-9]\d{0,3}\)?[ \-]\d{2,8}(?:[ \-]\d{2,4}){0,3}|[1-9](?:[ .]\d{2}){4}|\d{2,3}-\d{7,8})(?!\d)"
 )
 _AREA: Final = re.compile(r"(?<!\d)\d{2,5}\)[ \-]?\d{3,5}[ \-]?\d{3,5}(?!\d)")
-_SERVICE: Final = re.compile(r"(?<!\d)[48]00(?:-\d{3}-\d{4}|-\d{4}-\d{3}|\d-\d{3}-\d{3})(?!\d)|(?<!\d)1[38]00[ \-]\d{3}[ \-]\d{3}(?!\d)")
+_SERVICE: Final = re.compile(
+    r"(?<!\d)[48]00(?:-\d{3}-\d{4}|-\d{4}-\d{3}|\d-\d{3}-\d{3})(?!\d)|(?<!\d)1[38]00[ \-]\d{3}[ \-]\d{3}(?!\d)"
+)
 _DATE: Final = re.compile(r"(?:19|20)\d\d[-. ](?:0?[1-9]|1[0-2])[-. ]|\d{1,2}[-. ]\d{1,2}[-. ](?:19|20)\d\d")
 _LOCAL: Final = re.compile(r"(?<!\d)\d(?:[ .\-()]{0,2}\d){5,14}(?!\d)")
 
@@ -325,14 +327,14 @@ def _bare(run: Run) -> Iterable[Span]:
     if size >= 11 and mobile[0] == "1" and mobile[1] in "3456789" and t[:-11] in ("", "86", "0086", "086"):
         if size == 11 and not _always(run, 0, size):
             return ()
-        return (_widened(run, 0, size),)
+        return (_widened(run, 0, size),) if size == 11 or _always(run, 0, size) else ()
     if size <= 12 and _about_phone(run, 0, size, bare=True) and not _COUNTED.search(run.before(0)):
         return (_widened(run, 0, size),)
     return ()
 
 
 def _always(run: Run, i: int, j: int) -> bool:
-    return not _COUNTED.search(run.before(i)) and not _UNIT_AFTER.match(run.after(j))
+    return not _COUNTED.search(run.before(i), 16) and not _UNIT_AFTER.match(run.after(j))
 
 
 def _nanp(run: Run, i: int, j: int) -> bool:
@@ -342,7 +344,8 @@ def _nanp(run: Run, i: int, j: int) -> bool:
         return True
     if piece.count(".") >= 2:
         return piece.count(" ") == 0
-    listed = run.t[max(0, i - 2) : i].endswith(" ") or run.t[j : j + 1] == " "  # one of a row of numbers
+    before, after = run.text[max(0, run.start + i - 2) : run.start + i], run.text[run.start + j : run.start + j + 2]
+    listed = _ROW.search(before + "|" + after) is not None
     return digits[0] in "23456789" and digits[3] in "23456789" and not listed and _always(run, i, j)
 
 
@@ -365,9 +368,9 @@ def _spaced(run: Run, i: int, j: int) -> bool:
 def _local(run: Run, i: int, j: int) -> bool:
     piece = run.t[i:j]
     groups = re.split(r"\D+", piece)
-    if len(groups) > 6 or piece.count(".") == 1 or _DATE.match(piece) or not _digits_between(6, 13)(run, i, j):
+    if len(groups) > 6 or piece.count(".") == 1 or _DATE.match(piece) or len(piece) - piece.count(" ") > _LONGEST_LOCAL:
         return False
-    return _about_phone(run, i, j, bare=len(groups) == 1)
+    return _about_phone(run, i, j, bare=len(groups) == 1) and _digits_between(6, 13)(run, i, j)
 
 
 _SHAPES: Final[tuple[tuple[re.Pattern[str], Callable[[Run, int, int], bool], int, str], ...]] = (

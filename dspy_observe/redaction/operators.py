@@ -15,6 +15,8 @@ __all__ = ["Drop", "Fixed", "KeyedHash", "Label", "Mask", "Operator", "operator_
 
 _MAX_KEPT: Final = 6
 _MIN_KEY: Final = 16
+_SHORTEST_HASH: Final = 8
+_LONGEST_HASH: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,7 @@ class KeyedHash:
     def __post_init__(self) -> None:
         if len(self.key) < _MIN_KEY:
             raise RedactionConfigError("KeyedHash.key", "the key is shorter than 16 bytes", "Use os.urandom(32)")
-        if not 8 <= self.length <= 32:
+        if not _SHORTEST_HASH <= self.length <= _LONGEST_HASH:
             raise RedactionConfigError("KeyedHash.length", f"{self.length} is out of range", "Use 8 to 32")
 
     def __repr__(self) -> str:

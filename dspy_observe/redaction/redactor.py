@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
+import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from json import dumps
 from typing import Any, Final
-from urllib.parse import quote
 
 from dspy_observe import safety
 from dspy_observe.records import Finding
@@ -19,6 +18,7 @@ from dspy_observe.redaction.errors import RedactionConfigError
 from dspy_observe.redaction.keynames import KeyNames
 from dspy_observe.redaction.operators import Fixed, Label, Mask, replacer
 from dspy_observe.redaction.options import Redaction
+from dspy_observe.redaction.process import environment_secrets
 from dspy_observe.redaction.scan import Hit, Scanner, cut, entity_of
 
 __all__ = ["Redactor", "credentials_only", "redact"]
@@ -28,9 +28,11 @@ _MIN_SECRET: Final = 8  # characters; shorter values are placeholders and would 
 _MAX_SECRETS: Final = 1_000
 _SHORTEST: Final = 5  # characters; nothing shorter is an entity: the shortest e-mail address has six
 _NEVER_SECRET: Final = frozenset(
-    {"development", "production", "changeme", "password", "disabled", "undefined", "required", "localhost", "keychain", "no-key-required"}
+    {"development", "production", "changeme", "password", "disabled", "undefined", "required", "localhost", "keychain",
+     "no-key-required"}
 )  # fmt: skip
-_DIRECTORIES: Final = frozenset({"PWD", "OLDPWD"})  # the shell's, not passwords
+_HASHED: Final = re.compile(r"<[A-Z][A-Z0-9_]{0,63}:[a-p]{8,32}>")
+_LONGEST_HASHED: Final = 99
 _OWN_WORDS: Final = ("TRUNCATED", "REDACTION_ERROR", "KNOWN_SECRET", "CHARS")
 
 FailureHook = Callable[[str, int], None]
@@ -60,16 +62,18 @@ class Redactor:
         self._names = KeyNames(self.options.deny_keys, self.options.allow)
         self._replacers: dict[str, Callable[[str], str]] = {}
         self._outputs: set[str] = set()
-        self._mask_chars = {op.char for op in self.options.operators.values() if isinstance(op, Mask)}
+        self._masks = {op.char * 3 for op in self.options.operators.values() if isinstance(op, Mask)}
         detectors = [self._prepared(detector) for detector in self.options.detectors]
         for detector in detectors:
             self._add_replacer(detector.name if isinstance(detector, Detector) else entity_of(detector))
         for entity in ("KNOWN_SECRET", "SECRET", *self.options.operators):
             self._add_replacer(entity)
         self._scanner = Scanner(detectors, self._replacement, self._keeps)
+        self._first_chars = "".join({"<", *(output[0] for output in self._outputs)})
+        self._longest = max(_LONGEST_HASHED, *map(len, self._outputs))
         self._check_replacements()
         if self.options.known_secrets:
-            self.add_secrets(_environment_secrets(self._names))
+            self.add_secrets(environment_secrets(self._names))
 
     @property
     def failures(self) -> int:
@@ -90,7 +94,7 @@ class Redactor:
             if limit is not None and len(out) > limit:
                 out, more = self._scanner.redact(cut(out, limit), self._known, limit)
                 entities += more
-            return out, entities
+            return out, entities  # noqa: TRY300 - the way without an error
         except Exception as error:  # noqa: BLE001 - whatever a detector raises, the value must not leave
             return self.failed(error, len(text)), []
 
@@ -141,7 +145,7 @@ class Redactor:
                 self._secrets[value] = None
             while len(self._secrets) > _MAX_SECRETS:
                 self._secrets.popitem(last=False)
-            forms = {form for value in self._secrets for form in (value, dumps(value)[1:-1], quote(value, safe=""))}
+            forms = {form for value in self._secrets for form in (value, dumps(value)[1:-1], _percent_encoded(value))}
             self._known = tuple(sorted(forms, key=lambda form: (-len(form), form)))
 
     def drop_value(self, text: str) -> str:
@@ -191,13 +195,26 @@ class Redactor:
     def _replacement(self, entity: str, value: str) -> str:
         return self._replacers[entity](value)
 
-    def _keeps(self, value: str) -> bool:
-        return value in self._outputs or (value[:3] in {char * 3 for char in self._mask_chars})
+    def _keeps(self, text: str, start: int, end: int) -> bool:
+        """Whether a stretch is, or lies in, a replacement made before: what keeps redacting twice the same as once."""
+        if text[start : start + 3] in self._masks:
+            return True
+        size, near = end - start, text[max(0, start - self._longest) : start + 1]
+        if not any(char in near for char in self._first_chars):
+            return False
+        for output in self._outputs:
+            room = len(output)
+            if size <= room and text.find(output, max(0, end - room), start + room) >= 0:
+                return True
+        around = _HASHED.search(text, max(0, start - _LONGEST_HASHED), min(len(text), end + _LONGEST_HASHED))
+        return around is not None and around.start() <= start and end <= around.end()
 
     def _check_replacements(self) -> None:
+        own = [detector for detector in self.options.detectors if isinstance(detector, Detector)]
+        bare = Scanner(own, self._replacement, lambda *_: False)
         for output in self._outputs:
-            for text in (output, f"a {output} b", f"password={output}", f'{{"token": "{output}"}}'):
-                if self._scanner.hits(text, ()):
+            for text in (output, f"a {output} b"):
+                if bare.hits(text, ()):
                     raise RedactionConfigError(
                         "Redaction.replacement",
                         "a replacement is itself found by a detector, so redacting twice would change the text again",
@@ -215,14 +232,12 @@ class Redactor:
         return not any(value in text for text in (*self._outputs, *_OWN_WORDS))
 
 
-def _environment_secrets(names: KeyNames, environment: Mapping[str, str] | None = None) -> list[str]:
-    values = os.environ if environment is None else environment
-    return [
-        value
-        for name, value in values.items()
-        if name not in _DIRECTORIES
-        and (names.is_secret(name) or name.upper().endswith(("KEY", "TOKEN", "SECRET", "PASSWORD")))
-    ]
+def _percent_encoded(value: str) -> str:
+    return "".join(
+        char if char.isascii() and (char.isalnum() or char in "-._~") else "".join(f"%{byte:02X}" for byte in raw)
+        for char in value
+        for raw in (char.encode("utf-8", "surrogatepass"),)
+    )
 
 
 def credentials_only(options: Redaction | None = None) -> Redactor:

@@ -46,14 +46,14 @@ class Scanner:
     Args:
         detectors: What to look for, in order of precedence between spans of equal length.
         replace: From an entity and a value to what stands in its place.
-        keeps: Says whether a value already is a replacement.
+        keeps: Says whether a stretch of a text is, or lies in, a replacement made before.
     """
 
     def __init__(
         self,
         detectors: Sequence[Detector | Finder],
         replace: Callable[[str, str], str],
-        keeps: Callable[[str], bool],
+        keeps: Callable[[str, int, int], bool],
     ) -> None:
         own = [detector for detector in detectors if isinstance(detector, Detector)]
         self._numbers = tuple((d.name, d.number) for d in own if d.number is not None)
@@ -92,7 +92,7 @@ class Scanner:
             found.extend(_foreign(text, name, finder))
         if not found:
             return found
-        return [hit for hit in merged(found) if not self._keeps(text[hit.start : hit.end])]
+        return [hit for hit in merged(found) if not self._keeps(text, hit.start, hit.end)]
 
     def redact(self, text: str, known: Sequence[str], limit: int) -> tuple[str, list[str]]:
         """The text without what is private, and the entities removed, one for each place.

@@ -3,7 +3,7 @@
 Names are looked for in lower-cased text, and a match grows from there: a pattern with ``(?i)`` or with an open
 beginning costs ten times as much.
 """
-# ruff: noqa: PLR2004, RUF001 - lengths of the formats and Chinese punctuation are the subject here
+# ruff: noqa: PLR2004, RUF001, E501 - lengths of the formats, long expressions and Chinese punctuation are the subject here
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["authorization", "cookies", "jwts", "pem_blocks", "secrets_for", "url
 
 Span = tuple[int, int]
 
-_TOKEN_START: Final = (
+_BEGINNING: Final = (
     r"(?:(?<![A-Za-z0-9_\-]{0})|(?<=\\[nrtbf]{0})|(?<=\\u[0-9a-fA-F]{{4}}{0})|(?<=%[0-9A-Fa-f]{{2}}{0}))"
 )
 
@@ -27,7 +27,7 @@ _TOKEN_START: Final = (
 def _jwt(head: str) -> re.Pattern[str]:
     part = r"[A-Za-z0-9_\-=]"
     return re.compile(
-        head + _TOKEN_START.format(head) + rf"{part}{{8,4000}}\.{part}{{4,16000}}(?:\.{part}{{0,16000}}){{0,3}}"
+        head + _BEGINNING.format(head) + rf"{part}{{8,4000}}\.{part}{{4,16000}}(?:\.{part}{{0,16000}}){{0,3}}"
     )
 
 
@@ -148,7 +148,7 @@ _SCHEMES: Final = frozenset(
 )
 
 
-def authorization(text: str, lowered: str) -> Iterator[Span]:
+def authorization(text: str, lowered: str) -> Iterator[Span]:  # noqa: C901 - one step for each form of header
     """Values of ``Authorization`` headers, and ``Bearer``, ``Token`` and ``Basic`` credentials anywhere."""
     if "authorization" in lowered:
         for name in _AUTH.finditer(lowered):
@@ -237,6 +237,7 @@ _HASHLIKE: Final = re.compile(
 )
 _CODE: Final = re.compile(r"[A-Za-z_$][\w$]*(?:(?:\.|::|->)[A-Za-z_]\w*)*[.\[(]?$")
 _ALGORITHM: Final = re.compile(r"(?:sha|md|base|utf|oauth|argon|pbkdf|scrypt|bcrypt|v)-?\d+[a-z]*$")
+_NESTED: Final = re.compile(r"[a-z_]{2,24}=(?=[A-Za-z0-9_])")  # "key=name=value": the inner name decides
 _SAFE: Final = re.compile(
     r"(?:none|null|nil|true|false|undefined|empty|required|optional|str|string|int|bool|bytes|todo|n/a|unset|missing|"
     r"invalid|expired|os\.\w|env\.|process\.|self\.|settings\.|config\.|\$|%[({s]|\{|<|\[|\*{3}|x{3,}$|\.{3}|your[_\-. ])"
@@ -315,6 +316,8 @@ def _value_at(text: str, join: re.Match[str], name: str, flag: bool, chinese: bo
         return (start, end) if _quoted_secret(value, lowered_name, weak) else None
     if separator in ("(", ",") or (join["close"] and separator == ""):
         return None
+    if lowered_name in ("key", "token", "auth") and _NESTED.match(text, at):
+        return None
     match = (_ASCII_VALUE if chinese else _UNQUOTED).match(text, at)
     if match is None:
         return None
@@ -324,7 +327,12 @@ def _value_at(text: str, join: re.Match[str], name: str, flag: bool, chinese: bo
     if text[match.end() : match.end() + 1] in ("(", "[") and _CODE.match(value):
         return None
     if _plain_secret(
-        value, lowered_name, separator, flag, weak, caps=(tight or not separator) and name == name.upper() and name.isascii()
+        value,
+        lowered_name,
+        separator,
+        flag,
+        weak,
+        caps=(tight or not separator) and name == name.upper() and name.isascii(),
     ):
         return match.start(), end
     return None

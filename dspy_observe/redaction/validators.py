@@ -3,7 +3,7 @@
 Each takes a candidate whose digits are already ASCII and whose separators are gone, unless it says otherwise, and
 answers in a few microseconds without tables from the network.
 """
-# ruff: noqa: PLR2004, RUF001 - lengths of the formats and Chinese punctuation are the subject here
+# ruff: noqa: PLR2004 - lengths and ranges of the formats are the subject here
 
 from __future__ import annotations
 
@@ -129,18 +129,31 @@ def ip_scope_includes(text: str, scope: IpScope) -> bool:
             these too and leaves out loopback, unspecified and broadcast addresses, which say nothing about anybody;
             ``all`` takes every address.
     """
+    if ":" not in text:
+        return _v4_scope_includes(text, scope)
     address = ip_address(text)
     if address is None or scope == "all":
         return address is not None
-    if address.is_loopback or address.is_unspecified or text == "255.255.255.255":
+    if address.is_loopback or address.is_unspecified:
         return False
     return scope == "private" or not (address.is_link_local or _internal(address))
 
 
-_PRIVATE_NETWORKS: Final = tuple(
-    ipaddress.ip_network(network) for network in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")
-)
+def _v4_scope_includes(text: str, scope: IpScope) -> bool:
+    parts = [int(part) for part in text.split(".")]
+    if len(parts) != 4 or max(parts) > 255:
+        return False
+    if scope == "all":
+        return True
+    first, second = parts[0], parts[1]
+    if first == 127 or parts in ([0, 0, 0, 0], [255, 255, 255, 255]):
+        return False
+    internal = first == 10 or (first == 172 and 16 <= second <= 31) or (first, second) in ((192, 168), (169, 254))
+    return scope == "private" or not internal
+
+
+_UNIQUE_LOCAL: Final = ipaddress.ip_network("fc00::/7")  # RFC 4193
 
 
 def _internal(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    return any(address.version == network.version and address in network for network in _PRIVATE_NETWORKS)
+    return address in _UNIQUE_LOCAL

@@ -117,10 +117,10 @@ class Walker:
             while unique in result:
                 unique, number = f"{clean}#{number}", number + 1
             place = f"{path}.{clean}" if path else str(clean)
-            if isinstance(key, str) and item is not None and type(item) is not bool and self._drops(key, item, value):
+            if isinstance(key, str) and item is not None and type(item) is not bool and self._drops(clean, item, value):
                 result[unique] = self._dropped(item, place)
             else:
-                result[unique] = self.copy(item, place, key if isinstance(key, str) else "")
+                result[unique] = self.copy(item, place, clean if isinstance(clean, str) else "")
         return result
 
     def _drops(self, key: str, item: Any, siblings: Mapping[Any, Any]) -> bool:

@@ -64,8 +64,8 @@ INPUT_OUTPUT = ("asyncio", "http", "multiprocessing", "os", "socket", "sqlite3",
 # Which rooms may import which library. What is not named here is not restricted.
 THIRD_PARTY = {
     "dspy": ("facts", "embedding", "callbacks.base", "registry.programs", "serving", "testing", "demo"),
-    "prometheus_client": ("metrics", "config"),
-    "opentelemetry": ("callbacks.otel", "redaction.exporters", "config"),
+    "prometheus_client": ("metrics", "config", "demo"),
+    "opentelemetry": ("callbacks.otel", "redaction.exporters", "config", "demo"),
     "structlog": ("callbacks.logs", "redaction", "config"),
 }
 

@@ -13,7 +13,7 @@ import select
 import threading
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import dspy
@@ -22,7 +22,8 @@ from dspy.utils.callback import BaseCallback
 from prometheus_client import CollectorRegistry
 
 import dspy_observe
-from dspy_observe import CallRecord, Cost, Metrics
+from dspy_observe import CallRecord, Cost, Metrics, RecordCallback
+from dspy_observe.facts import installation
 from dspy_observe.ledger import LEDGER
 from dspy_observe.openai_server import Bill, ChatRequest, OpenAIServer, Reply, TokenUsage
 from dspy_observe.testing import capture_records
@@ -65,23 +66,34 @@ class SlowSibling(BaseCallback):
             os.close(end)
 
 
+class Arrivals(RecordCallback):
+    """Wakes whoever waits for a record; listed last, so that all other books are written by then."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+
+    def finished(self, record: CallRecord) -> None:
+        with self.changed:
+            self.changed.notify_all()
+
+
 @dataclass
 class Watch:
     """The observer's side: every record, and the Prometheus counters of one ``configure()``."""
 
     records: list[CallRecord]
     registry: CollectorRegistry
-    lm_answers: dict[str, str] = field(default_factory=dict)
+    arrivals: Arrivals
 
     @property
     def lms(self) -> list[CallRecord]:
         """Records of LM calls."""
         return [record for record in self.records if record.kind == "lm"]
 
-    def named(self, name: str) -> CallRecord:
-        """The only record of that name."""
-        (record,) = [record for record in self.records if record.name == name]
-        return record
+    def wait_for_lms(self, count: int, timeout_s: float = 10.0) -> None:
+        """Wait for the records of calls that end in other threads; it blocks its own."""
+        with self.arrivals.changed:
+            assert self.arrivals.changed.wait_for(lambda: len(self.lms) >= count, timeout_s), self.lms
 
     def total(self, metric: str, **labels: str) -> float:
         """The sum of a counter's series that carry these labels."""
@@ -122,7 +134,10 @@ def _watching(**cost: Any) -> Iterator[Watch]:
         dspy_observe.configure(metrics=metrics, tracing=False, logs=False, cost=Cost(**cost)),
         capture_records() as records,
     ):
-        yield Watch(records, registry)
+        arrivals = Arrivals()
+        installation.append([arrivals])
+        yield Watch(records, registry, arrivals)
+        installation.remove([arrivals])
     assert LEDGER.open_calls == 0
 
 

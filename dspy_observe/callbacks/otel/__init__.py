@@ -121,7 +121,7 @@ class OTelCallback(RecordCallback):
             self.failures_only = ADAPTER_KINDS
         self._pipeline = Pipeline(options.tracer_provider, options.meter_provider, service)
         self._tracer = self._pipeline.tracer_provider.get_tracer(names.INSTRUMENTATION_NAME)
-        self._layers = Layers()
+        self._layers = Layers(self._pipeline.tracer_provider)
         self._handoff = Handoff("otel.span_end")
         self._tokens, self._durations = _histograms(self._pipeline.meter_provider)
 
@@ -148,7 +148,7 @@ class OTelCallback(RecordCallback):
             return  # no provider: nothing to be a parent of
         self._layers.enter(start, span, base, inference=inference)
         if context.trace_flags.sampled:
-            LEDGER.link(start.call_id, f"{context.trace_id:032x}", f"{context.span_id:016x}")
+            LEDGER.link(start.call_id, context.trace_id, context.span_id)
 
     def finished(self, record: CallRecord) -> None:
         if record.kind == "lm":

@@ -14,7 +14,7 @@ from typing import Final
 
 from opentelemetry import context as context_api
 from opentelemetry.context import Context
-from opentelemetry.trace import INVALID_SPAN, NonRecordingSpan, Span, SpanContext, set_span_in_context
+from opentelemetry.trace import INVALID_SPAN, NonRecordingSpan, Span, SpanContext, TracerProvider, set_span_in_context
 
 from dspy_observe.conventions import INFERENCE_SPAN_KEY, MAX_ENDED_CALLS
 from dspy_observe.facts.recent import Recent
@@ -43,9 +43,14 @@ class Layer:
 
 
 class Layers:
-    """The layers of one callback's open calls, and where the ended ones stood in their traces."""
+    """The layers of one callback's open calls, and where the ended ones stood in their traces.
 
-    def __init__(self) -> None:
+    Args:
+        provider: Where the callback's spans are made.
+    """
+
+    def __init__(self, provider: TracerProvider) -> None:
+        self._processor = getattr(provider, "_active_span_processor", None)
         self._open: dict[str, Layer] = {}
         # Only the ids of ended spans: a span holds its content, and a late child needs no more than its parent's place.
         self._ended: Recent[SpanContext] = Recent(MAX_ENDED_CALLS)
@@ -55,7 +60,10 @@ class Layers:
         ambient = context_api.get_current()
         layer = self._own(ambient)
         if layer is not None and layer.call_id == start.parent_id:
-            return ambient
+            current = ambient.get(_SPAN_KEY)
+            if current is layer.span or self._goes_our_way(current):
+                return ambient
+            return set_span_in_context(layer.span, ambient)
         if start.parent_id is not None:
             parent = self._open.get(start.parent_id)
             if parent is not None:
@@ -77,7 +85,9 @@ class Layers:
         """
         if inference:
             base = context_api.set_value(INFERENCE_SPAN_KEY, span, base)
-        layer = Layer(self, start.call_id, span, base, context_api.get_current())
+        previous = context_api.get_current()
+        _forget_dead_layers(previous)
+        layer = Layer(self, start.call_id, span, base, previous)
         self._open[start.call_id] = layer
         context_api.attach(layer.context)
 
@@ -109,18 +119,46 @@ class Layers:
         layer.context = _EMPTY  # a context holds its layer: without this the two would wait for the garbage collector
         self._ended.remember(call_id, layer.span.get_span_context())
         if context_api.get_current().get(_LAYER) is layer:
-            context_api.attach(layer.previous)
+            previous = layer.previous
+            below = previous.get(_LAYER)
+            # Another callback of ours, listed before this one, left first and could not take its layer from below ours.
+            while isinstance(below, Layer) and below.call_id == call_id and not below.open:
+                previous = below.previous
+                below = previous.get(_LAYER)
+            context_api.attach(previous)
         return layer.span
 
     def owns(self, span: object) -> bool:
-        """Whether a span was made for one of our calls."""
-        layer = self._own(context_api.get_current())
-        while layer is not None:
+        """Whether a span was made for one of the calls around us, by this or another callback of ours."""
+        layer = context_api.get_current().get(_LAYER)
+        while isinstance(layer, Layer):
             if layer.span is span:
                 return True
-            layer = self._own(layer.previous)
+            layer = layer.previous.get(_LAYER)
         return False
+
+    def _goes_our_way(self, span: object) -> bool:
+        """Whether a span is exported where ours are; a parent that is not would leave a hole in our traces.
+
+        OpenTelemetry says so of the SDK's own spans only, and only in private; where it does not, the answer is yes.
+        """
+        processor = getattr(span, "_span_processor", None)
+        return processor is None or self._processor is None or processor is self._processor
 
     def _own(self, context: Context) -> Layer | None:
         layer = context.get(_LAYER)
         return layer if isinstance(layer, Layer) and layer.owner is self else None
+
+
+def _forget_dead_layers(context: Context) -> None:
+    """Let the newest layer of a context, if it is dead, point past the dead ones below it.
+
+    A callback of others that restores our ended layers after every call would otherwise chain all of them together.
+    """
+    newest = context.get(_LAYER)
+    if not isinstance(newest, Layer) or newest.open:
+        return
+    below = newest.previous.get(_LAYER)
+    while isinstance(below, Layer) and not below.open:
+        newest.previous = below.previous
+        below = newest.previous.get(_LAYER)

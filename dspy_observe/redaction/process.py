@@ -1,0 +1,29 @@
+"""Secrets that this process holds in its environment. The only file of this room that asks the operating system."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Final
+
+from dspy_observe.redaction.keynames import KeyNames
+
+__all__ = ["environment_secrets"]
+
+_DIRECTORIES: Final = frozenset({"PWD", "OLDPWD"})  # the shell's, not passwords
+_ENDINGS: Final = ("KEY", "TOKEN", "SECRET", "PASSWORD")
+
+
+def environment_secrets(names: KeyNames, environment: Mapping[str, str] | None = None) -> list[str]:
+    """Values of the variables that are named like secrets.
+
+    Args:
+        names: Decides by name.
+        environment: Variables; ``None`` takes those of this process, once.
+    """
+    variables = os.environ if environment is None else environment
+    return [
+        value
+        for name, value in variables.items()
+        if name not in _DIRECTORIES and (names.is_secret(name) or name.upper().endswith(_ENDINGS))
+    ]

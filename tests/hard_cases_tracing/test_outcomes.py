@@ -1,0 +1,150 @@
+"""Case 31: how a call ended; whatever stops a program from outside is no error of the program."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+from typing import Any
+
+import dspy
+import pytest
+from opentelemetry.trace import StatusCode
+from prometheus_client import CollectorRegistry
+
+from dspy_observe import LatencyCallback, Metrics
+from dspy_observe.openai_server import Failure, OpenAIServer
+from dspy_observe.testing import offline_lm
+
+STOPS = [KeyboardInterrupt, SystemExit, asyncio.CancelledError, GeneratorExit, concurrent.futures.CancelledError]
+
+
+def raising(error: type[BaseException]) -> dspy.LM:
+    def answer(_: Any) -> Any:
+        raise error("stop")
+
+    return offline_lm(answer)
+
+
+def check(observed: Any, outcome: str, error_type: str) -> None:
+    observed.check_tree()
+    assert {(record.outcome, record.error_type) for record in observed.calls} == {(outcome, error_type)}
+    for span in observed.spans:
+        assert span.status.status_code is StatusCode.ERROR
+        assert span.attributes["error.type"] == error_type
+        assert span.attributes["dspy.outcome"] == outcome
+
+
+@pytest.mark.parametrize("stop", STOPS)
+def test_stopped_from_outside(observed: Any, stop: type[BaseException]) -> None:
+    """Case 31: an interrupt, an exit or a cancellation is the outcome `cancelled` on every call it passes."""
+    registry = CollectorRegistry()
+    callbacks = [*observed.callbacks, LatencyCallback(Metrics(collector_registry=registry))]
+    module = dspy.Module()
+
+    def forward() -> Any:
+        raise stop("stop")
+
+    module.forward = forward
+    with dspy.context(callbacks=callbacks), pytest.raises(stop):
+        module()
+    check(observed, "cancelled", stop.__name__)
+    labels = {"program": "Module", "version": "unknown", "role": "stable", "status": "cancelled"}
+    assert registry.get_sample_value("dspy_program_duration_seconds_count", labels) == 1.0
+    assert registry.get_sample_value("dspy_program_duration_seconds_count", {**labels, "status": "error"}) is None
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit, GeneratorExit])
+def test_stopped_inside_an_lm_call(observed: Any, stop: type[BaseException]) -> None:
+    """Case 31: the same out of an LM's engine, through LM and predictor."""
+    with dspy.context(lm=raising(stop), callbacks=observed.callbacks), pytest.raises(stop):
+        dspy.Predict("question -> answer")(question="why?")
+    check(observed, "cancelled", stop.__name__)
+
+
+async def test_a_cancelled_task(observed: Any, served: Any, server: OpenAIServer) -> None:
+    """Case 31: a task cancelled while the provider works on the request."""
+    import threading
+
+    from dspy_observe.openai_server import Reply
+
+    server.script([Reply(text="late", hold=threading.Event())])
+    with dspy.context(lm=served(), callbacks=observed.callbacks):
+        task = asyncio.create_task(dspy.Predict("question -> answer").acall(question="why?"))
+        await asyncio.to_thread(server.wait_for, lambda: server.in_flight == 1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    check(observed, "cancelled", "CancelledError")
+    (call,) = (record for record in observed.records if record.kind == "lm")
+    assert not call.usage.known
+    assert call.cost_usd is None
+
+
+async def test_a_task_that_times_out(observed: Any, served: Any, server: OpenAIServer) -> None:
+    """Case 31: asyncio's time-out cancels the calls below it; they say so."""
+    import threading
+
+    from dspy_observe.openai_server import Reply
+
+    server.script([Reply(text="late", hold=threading.Event())])
+    with dspy.context(lm=served(), callbacks=observed.callbacks), pytest.raises(TimeoutError):
+        async with asyncio.timeout(None) as limit:
+            task = asyncio.current_task()
+            assert task is not None
+            predict = dspy.Predict("question -> answer")
+
+            async def expire() -> None:
+                await asyncio.to_thread(server.wait_for, lambda: server.in_flight == 1)
+                limit.reschedule(asyncio.get_running_loop().time())
+
+            waiter = asyncio.create_task(expire())
+            await predict.acall(question="why?")
+    await waiter
+    check(observed, "cancelled", "CancelledError")
+
+
+@pytest.mark.parametrize("engine", ["lm15", "litellm"])
+@pytest.mark.parametrize(
+    ("failure", "outcome"),
+    [(Failure.rate_limited(), "rate_limited"), (Failure.server_error(), "error"), (Failure(401), "error")],
+)
+def test_refused_by_the_provider(
+    observed: Any, served: Any, server: OpenAIServer, engine: str, failure: Failure, outcome: str
+) -> None:
+    """Case 31: errors of the program stay errors; a rate limit is told apart."""
+    server.script([failure] * 3)
+    lm = served(engine=engine, num_retries=0)
+    with dspy.context(lm=lm, callbacks=observed.callbacks), pytest.raises(dspy.utils.exceptions.LMError):
+        dspy.Predict("question -> answer")(question="why?")
+    observed.check_tree()
+    assert {record.outcome for record in observed.calls} == {outcome}
+    assert all(span.status.status_code is StatusCode.ERROR for span in observed.spans)
+    assert server.bills == []
+
+
+@pytest.mark.parametrize("engine", ["lm15", "litellm"])
+def test_an_lm_that_times_out(observed: Any, served: Any, server: OpenAIServer, engine: str) -> None:
+    """Case 31: the provider's silence is the outcome `timeout`."""
+    import threading
+
+    from dspy_observe.openai_server import Reply
+
+    server.script([Reply(text="late", hold=threading.Event())] * 3)
+    lm = served(engine=engine, num_retries=0, timeout=0.05)
+    with dspy.context(lm=lm, callbacks=observed.callbacks), pytest.raises(dspy.utils.exceptions.LMError):
+        lm("why?")
+    (call,) = observed.records
+    assert call.outcome == "timeout"
+    assert not call.usage.known
+
+
+@pytest.mark.parametrize(("error", "outcome"), [(ValueError, "error"), (TimeoutError, "timeout")])
+def test_errors_of_a_tool(observed: Any, error: type[Exception], outcome: str) -> None:
+    """Case 31: an ordinary exception of a tool is an error, a time-out a time-out."""
+
+    def work() -> None:
+        raise error("broken")
+
+    with dspy.context(callbacks=observed.callbacks), pytest.raises(error):
+        dspy.Tool(work)()
+    check(observed, outcome, error.__name__)

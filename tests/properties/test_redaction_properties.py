@@ -1,0 +1,119 @@
+"""What must hold of redaction on everything."""
+
+# ruff: noqa: RUF001, E501 - texts with Chinese punctuation stay on one line
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dspy_observe.redaction import (
+    DEFAULT_DETECTORS,
+    Drop,
+    KeyedHash,
+    Label,
+    Mask,
+    Redaction,
+    Redactor,
+    credentials_only,
+)
+
+PLAIN = Redactor(Redaction(known_secrets=False))
+REDACTORS = {
+    "default": PLAIN,
+    "mask": Redactor(Redaction(known_secrets=False, operators={d.name: Mask() for d in DEFAULT_DETECTORS})),
+    "drop": Redactor(Redaction(known_secrets=False, operators={d.name: Drop() for d in DEFAULT_DETECTORS})),
+    "hmac": Redactor(
+        Redaction(known_secrets=False, operators={d.name: KeyedHash(b"0" * 16) for d in DEFAULT_DETECTORS})
+    ),
+    "brackets": Redactor(Redaction(known_secrets=False, replacement="[{entity}]")),
+    "short": Redactor(Redaction(known_secrets=False, scan_limit_chars=256)),
+    "cut": Redactor(Redaction(known_secrets=False, max_chars=256)),
+    "credentials": credentials_only(Redaction(known_secrets=False)),
+}
+SECRETS = (
+    "a.b@example.com", "zhang.san@example.com", "13812345678", "138-1234-5678", "+44 20 7946 0958", "(415) 555-0132",
+    "4111 2222 3333 4448", "378282246310005", "11010519491231002X", "DE82 3704 0044 0532 0139 99", "123-45-6789",
+    "203.0.113.42", "2001:db8:85a3::8a2e:370:7334", "ghp_EXAMPLE0123456789abcdefghijABCDEFGHI",
+    "sk-proj-EXAMPLEnotARealKey0123456789abcdef", "AKIAEXAMPLE012345678", "xoxb-012345678901-EXAMPLEnotReal000",
+    "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJFWEFNUExFIn0.EXAMPLEsignature0123",
+)  # fmt: skip
+PIECES = st.sampled_from(
+    [*SECRETS, "password=", "password: ", "'api_key': '", '"token": "', "\\n", "\\u53f7", "%20", "手机", "电话：", "卡号", " ", "\n",
+     "-", ".", "@", ":", "://", "1", "12", "4111", "-----BEGIN PRIVATE KEY-----", "-----END PRIVATE KEY-----", "Bearer ",
+     "Cookie: a=bcdef", "<EMAIL>", "<", ">", '"', "'", "\\", "call me ", "hunter2EXAMPLE", "x", "İ", "１３８", "\u200b", "***"]
+)  # fmt: skip
+TEXTS = st.one_of(st.text(max_size=80), st.lists(PIECES, max_size=12).map("".join))
+LEAVES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), TEXTS, st.binary(max_size=8))
+VALUES = st.recursive(
+    LEAVES,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4), st.tuples(inner, inner), st.dictionaries(TEXTS, inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@pytest.mark.parametrize("name", REDACTORS)
+@given(text=TEXTS)
+def test_redacting_a_text_twice_is_redacting_it_once(name: str, text: str) -> None:
+    """With every operator and limit."""
+    once = REDACTORS[name].redact_text(text)
+    assert REDACTORS[name].redact_text(once) == once
+
+
+@given(value=VALUES)
+def test_any_value_is_copied_without_error_and_stays_as_it_was(value: Any) -> None:
+    """Never raises, never fails closed on plain data, never touches the input."""
+    before, failures = copy.deepcopy(value), PLAIN.failures
+    PLAIN.redact(value)
+    assert value == before
+    assert PLAIN.failures == failures
+
+
+@given(value=VALUES)
+def test_redacting_a_value_twice_is_redacting_it_once(value: Any) -> None:
+    """Findings of the second time are none."""
+    once, _ = PLAIN.redact(value)
+    again, findings = PLAIN.redact(once)
+    assert again == once
+    assert findings == ()
+
+
+def nestings(secret: str) -> st.SearchStrategy[Any]:
+    """The secret in a text, in containers of any shape."""
+    frame = st.sampled_from(["{}", "see {} now", "请看{}。", '{{"to": "{}"}}', "({})", "a\n{}\nb", "'{}'", "x; {}; y"])
+    return st.recursive(
+        frame.map(lambda f: f.format(secret)),
+        lambda inner: st.one_of(
+            st.lists(inner, min_size=1, max_size=3),
+            st.tuples(st.just(1), inner),
+            st.dictionaries(st.sampled_from(["a", "content", secret]), inner, min_size=1),
+            inner.map(lambda value: ValueError(value)),
+        ),
+        max_leaves=4,
+    )
+
+
+@given(value=st.sampled_from(SECRETS).flatmap(lambda secret: st.tuples(st.just(secret), nestings(secret))))
+def test_no_planted_secret_survives_in_any_nesting(value: tuple[str, Any]) -> None:
+    """Neither in the copy nor in the findings."""
+    secret, nested = value
+    clean, findings = PLAIN.redact(nested)
+    assert secret not in repr(clean)
+    assert findings
+    assert secret not in repr(findings)
+
+
+@given(
+    name=st.sampled_from(["password", "X-Api-Key", "clientSecret", "db_passwd"]),
+    held=st.one_of(st.text(min_size=1), st.integers(), st.lists(st.integers(), min_size=1)),
+)
+def test_whatever_a_secrets_name_holds_is_dropped(name: str, held: Any) -> None:
+    """A replacement made before stays; everything else goes."""
+    clean, _ = PLAIN.redact({name: held})
+    assert clean[name] == "<SECRET>" or clean[name] == held == Label().template or str(held).startswith("<")

@@ -1,0 +1,95 @@
+"""The README is run: every Python block in one session, every command as far as it can be run here."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dspy_observe.openai_server import OpenAIServer
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    """The fenced blocks of one language, padded so that a traceback names the README's own lines."""
+    found = []
+    for match in re.finditer(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL):
+        line = README.count("\n", 0, match.start(1))
+        found.append("\n" * line + match.group(1))
+    return found
+
+
+def test_every_python_block_runs_in_order_and_leaves_metrics(tmp_path: Path) -> None:
+    """A newcomer who types the README from top to bottom meets no error and finds the metrics on the port."""
+    page = tmp_path / "page.txt"
+    fetch = (
+        "import urllib.request\n"
+        f"open({str(page)!r}, 'wb').write(urllib.request.urlopen('http://127.0.0.1:9464/metrics').read())"
+    )
+    sources = blocks("python")
+    assert len(sources) > 5
+    sources.insert(2, fetch)
+    script = "namespace = {'__name__': 'readme'}\n" + "".join(
+        f"exec(compile({source!r}, 'README.md', 'exec'), namespace)\n" for source in sources
+    )
+    with OpenAIServer() as server:
+        environment = {
+            **os.environ,
+            "OPENAI_API_KEY": "test-key",
+            "OPENAI_API_BASE": server.base_url,
+            "DSPY_CACHEDIR": str(tmp_path / "cache"),
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120, check=False
+        )
+        bills = server.bills
+    assert done.returncode == 0, done.stderr
+    assert "dspy_observe:" not in done.stderr, done.stderr
+    metrics = page.read_text(encoding="utf-8")
+    billed = bills[0]
+    for series in re.findall(r"^(dspy_\w+\{.*?\}) ", README, re.MULTILINE):
+        assert series in metrics, f"the README shows {series}, the endpoint does not"
+    tokens = re.search(r'dspy_tokens_total\{kind="prompt".*\} (\S+)', metrics)
+    assert tokens is not None
+    assert float(tokens[1]) == billed.prompt_tokens
+
+
+def test_every_make_target_of_the_readme_exists() -> None:
+    """The README's make commands are targets of the Makefile."""
+    named = set(re.findall(r"^make (\w+)", README, re.MULTILINE))
+    assert {"demo", "test"} <= named
+    for target in named:
+        assert re.search(rf"^{target}:", MAKEFILE, re.MULTILINE), target
+
+
+@pytest.mark.parametrize("command", re.findall(r"^dspy-observe (.*)$", README, re.MULTILINE))
+def test_every_command_of_the_readme_runs(command: str, tmp_path: Path) -> None:
+    """The command line does what the README types."""
+    (tmp_path / "prompt.txt").write_text("Mail anna@example.com", encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-c", "from dspy_observe.cli import main; main()", *command.split()],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "EMAIL" in done.stdout
+
+
+def test_the_map_of_the_code_names_every_room() -> None:
+    """A module or package that the map leaves out would not be found by the next maintainer."""
+    table = README[README.index("## Map of the code") :]
+    for path in sorted((ROOT / "dspy_observe").iterdir()):
+        name = f"{path.name}/" if path.is_dir() else path.name
+        if name.startswith("__") or name in {"py.typed", "errors.py", "environment.py"}:
+            continue
+        assert f"`{name}`" in table, name

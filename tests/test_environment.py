@@ -1,0 +1,73 @@
+"""Options read their variable when they are made, an argument wins, and unreadable text is a typed error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from dspy_observe.environment import env_default, parse_bool, parse_floats
+from dspy_observe.errors import ConfigurationError
+
+VARIABLE = "DSPY_OBSERVE_TEST_FIELD"
+
+
+@dataclass
+class Options:
+    """Options with one field from the environment."""
+
+    number: int = field(default_factory=env_default(VARIABLE, 7, int))
+
+
+def test_the_default_holds_where_the_variable_is_unset_or_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``VARIABLE=`` in a shell script means unset."""
+    monkeypatch.delenv(VARIABLE, raising=False)
+    assert Options().number == 7
+    monkeypatch.setenv(VARIABLE, "")
+    assert Options().number == 7
+
+
+def test_the_variable_is_read_when_the_options_are_made_and_an_argument_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading at import would miss what a program sets before it configures us."""
+    monkeypatch.setenv(VARIABLE, "8")
+    assert Options().number == 8
+    monkeypatch.setenv(VARIABLE, "9")
+    assert Options().number == 9
+    assert Options(number=1).number == 1
+
+
+def test_unreadable_text_names_the_variable_and_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An argument spares the variable, so a bad one does no harm there."""
+    monkeypatch.setenv(VARIABLE, "many")
+    with pytest.raises(ConfigurationError, match=VARIABLE) as caught:
+        Options()
+    assert caught.value.field == VARIABLE
+    assert "'many'" in caught.value.problem
+    assert caught.value.fix
+    assert Options(number=1).number == 1
+
+
+@pytest.mark.parametrize("text", ["1", "true", "Yes", " ON "])
+def test_switches_that_are_on(text: str) -> None:
+    """The four usual words, in any case."""
+    assert parse_bool(text) is True
+
+
+@pytest.mark.parametrize("text", ["0", "false", "No", " OFF "])
+def test_switches_that_are_off(text: str) -> None:
+    """The four usual words, in any case."""
+    assert parse_bool(text) is False
+
+
+@pytest.mark.parametrize("text", ["2", "ja", "tru", "on off"])
+def test_a_switch_that_is_neither_is_refused(text: str) -> None:
+    """A typing error must not read as off."""
+    with pytest.raises(ValueError, match="true or false"):
+        parse_bool(text)
+
+
+def test_lists_of_numbers() -> None:
+    """Blanks around the commas are allowed, words are not."""
+    assert parse_floats("0.1, 0.5,1") == (0.1, 0.5, 1.0)
+    with pytest.raises(ValueError, match="could not convert"):
+        parse_floats("0.1,,1")

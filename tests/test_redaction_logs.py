@@ -1,0 +1,78 @@
+"""Log lines: structlog and the standard library."""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+from typing import Any
+
+import structlog
+
+from dspy_observe.redaction import RedactingFilter, Redaction, Redactor, StructlogRedactor
+
+MAIL = "a.b@example.com"
+REDACTOR = Redactor(Redaction(known_secrets=False))
+
+
+def test_structlog_events_fields_and_tracebacks_are_redacted() -> None:
+    """As rendered at the end of a real chain of processors."""
+    lines: list[Any] = []
+
+    def sink(logger: Any, name: str, event: Any) -> Any:
+        lines.append(event)
+        raise structlog.DropEvent
+
+    logger = structlog.wrap_logger(
+        None, processors=[structlog.processors.format_exc_info, StructlogRedactor(REDACTOR), sink]
+    )
+    try:
+        raise ValueError(f"no such user {MAIL}")  # noqa: TRY301 - a traceback is wanted
+    except ValueError:
+        logger.exception("failed for " + MAIL, user={"mail": MAIL, "password": "x"}, tokens=12)  # noqa: G003
+    (event,) = lines
+    assert event["event"] == "failed for <EMAIL>"
+    assert event["user"] == {"mail": "<EMAIL>", "password": "<SECRET>"}
+    assert event["tokens"] == 12
+    assert "ValueError: no such user <EMAIL>" in event["exception"]
+    assert MAIL not in repr(event)
+
+
+def test_structlog_exceptions_that_are_still_objects_are_rendered() -> None:
+    """Placed before ``format_exc_info`` nothing leaks either."""
+    try:
+        raise ValueError(MAIL)  # noqa: TRY301 - a traceback is wanted
+    except ValueError:
+        event = StructlogRedactor(REDACTOR)(None, "error", {"event": "x", "exc_info": sys.exc_info()})
+    assert "exc_info" not in event
+    assert "ValueError: <EMAIL>" in event["exception"]
+
+
+def test_the_logging_filter_redacts_message_arguments_extra_and_traceback() -> None:
+    """What a handler writes holds nothing private; another handler of the same logger still sees the original."""
+    out, raw = io.StringIO(), io.StringIO()
+    logger = logging.Logger("test")  # noqa: LOG001 - known to nobody else
+    clean, other = logging.StreamHandler(out), logging.StreamHandler(raw)
+    formatter = logging.Formatter("%(levelname)s %(message)s %(user)s")
+    for handler in (clean, other):
+        handler.setFormatter(formatter)
+        logger.addHandler(handler)
+    filter_ = RedactingFilter(REDACTOR)
+    try:
+        raise ValueError(f"bad {MAIL}")  # noqa: TRY301 - a traceback is wanted
+    except ValueError:
+        record = logger.makeRecord(
+            "test", logging.ERROR, __file__, 1, "to %s", (MAIL,), sys.exc_info(), extra={"user": {"mail": MAIL}}
+        )
+    clean.emit(filter_.filter(record))
+    other.emit(record)
+    assert out.getvalue().startswith("ERROR to <EMAIL> {'mail': '<EMAIL>'}")
+    assert "ValueError: bad <EMAIL>" in out.getvalue()
+    assert MAIL not in out.getvalue()
+    assert raw.getvalue().startswith(f"ERROR to {MAIL}")
+
+
+def test_a_message_that_does_not_fit_its_arguments_leaks_nothing() -> None:
+    """Formatting fails inside logging; the line is an error mark."""
+    record = logging.LogRecord("x", logging.INFO, __file__, 1, "%d", (MAIL,), None)
+    assert RedactingFilter(REDACTOR).filter(record).getMessage() == "[REDACTION_ERROR:TypeError]"
