@@ -13,12 +13,15 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self, TypeVar
 
+from opentelemetry._logs import get_logger_provider
+
 from dspy_observe import safety
 from dspy_observe.callbacks.base import CallbackGroup, RecordCallback
 from dspy_observe.callbacks.cost import Cost, CostCallback
 from dspy_observe.callbacks.latency import LatencyCallback
 from dspy_observe.callbacks.logs import LogCallback, Logs
 from dspy_observe.callbacks.otel import OTelCallback, Tracing
+from dspy_observe.callbacks.otel.shield import shield_logs
 from dspy_observe.callbacks.redaction import RedactionCallback
 from dspy_observe.callbacks.registry import RegistryEventCallback
 from dspy_observe.errors import ConfigurationError, UnknownCallError
@@ -302,7 +305,7 @@ def _build(
     members: list[RecordCallback | CallbackGroup] = []
     endpoint = None
     try:
-        if tracing is not False:  # first: exemplars and log lines take their trace id from its spans
+        if tracing is not False:
             otel = OTelCallback(tracing, service=service)
             members.append(otel)
             stops.append(otel.close)
@@ -313,7 +316,12 @@ def _build(
                 members.append(CostCallback(cost, metrics))
             members.append(RegistryEventCallback(metrics))
         if redaction is not False:
-            members.append(RedactionCallback(redaction, metrics or None))
+            redactors = RedactionCallback(redaction, metrics or None)
+            members.append(redactors)
+            if redactors.redactor.options.foreign_signals:
+                stops.append(shield_logs(get_logger_provider(), redactors.redactor))
+                if otel is not None:
+                    stops.append(otel.shield(redactors.redactor))
         if logs is not False:
             members.append(LogCallback(logs))
         members.extend(callback for callback in extra if isinstance(callback, RecordCallback | CallbackGroup))

@@ -7,17 +7,22 @@ built, an argument always wins, and a stand-alone callback honours the same vari
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from dspy_observe.errors import ConfigurationError
 
-__all__ = ["env_default", "parse_bool", "parse_floats"]
+__all__ = ["env_default", "parse_bool", "parse_floats", "variables"]
 
 T = TypeVar("T")
 
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
+
+
+def variables() -> Mapping[str, str]:
+    """The environment of this process, as it is now."""
+    return os.environ
 
 
 def parse_bool(text: str) -> bool:

@@ -313,6 +313,7 @@ class Ledger:
             taken_outputs,
             message,
             entry.findings,
+            bill.cut_off if bill is not None else None,
         )  # fmt: skip
         if entry.plan.prices and bill is not None and not record.cache_hit:
             with _GUARD_PRICE:

@@ -171,6 +171,9 @@ class CallRecord:
     error_message: str | None = None
     findings: tuple[Finding, ...] = ()
     """What redaction removed from the content of this record."""
+    cut_off: bool | None = None
+    """Whether the connection broke while the provider answered, so that it may have billed what it could not tell;
+    ``None`` unless an LM call failed."""
 
 
 def _quick(cls: type[Any]) -> Callable[..., Any]:

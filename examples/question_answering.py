@@ -23,8 +23,8 @@ DATA = Path(__file__).parent / "data"
 _STOP_WORDS = frozenset(
     re.findall(
         r"\w+",
-        "a after an and are as at be been but by did do does for from has have how in is it its of on or that the their "
-        "there these they this to was were what when where which who whom whose why will with would you",
+        "a after an and are as at be been but by did do does for from has have how in is it its of on or that the "
+        "their there these they this to was were what when where which who whom whose why will with would you",
     )
 )
 

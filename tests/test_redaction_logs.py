@@ -49,27 +49,27 @@ def test_structlog_exceptions_that_are_still_objects_are_rendered() -> None:
 
 
 def test_the_logging_filter_redacts_message_arguments_extra_and_traceback() -> None:
-    """What a handler writes holds nothing private; another handler of the same logger still sees the original."""
-    out, raw = io.StringIO(), io.StringIO()
+    """What a handler writes holds nothing private; a handler before it still sees the original."""
+    before, out, after = io.StringIO(), io.StringIO(), io.StringIO()
     logger = logging.Logger("test")  # noqa: LOG001 - known to nobody else
-    clean, other = logging.StreamHandler(out), logging.StreamHandler(raw)
-    formatter = logging.Formatter("%(levelname)s %(message)s %(user)s")
-    for handler in (clean, other):
-        handler.setFormatter(formatter)
+    for stream in (before, out, after):
+        handler = logging.StreamHandler(stream)
+        handler.setFormatter(logging.Formatter("%(levelname)s %(message)s %(user)s"))
+        if stream is out:
+            handler.addFilter(RedactingFilter(REDACTOR))
         logger.addHandler(handler)
-    filter_ = RedactingFilter(REDACTOR)
     try:
         raise ValueError(f"bad {MAIL}")  # noqa: TRY301 - a traceback is wanted
     except ValueError:
-        record = logger.makeRecord(
-            "test", logging.ERROR, __file__, 1, "to %s", (MAIL,), sys.exc_info(), extra={"user": {"mail": MAIL}}
-        )
-    clean.emit(filter_.filter(record))
-    other.emit(record)
+        logger.exception("to %s", MAIL, extra={"user": {"mail": MAIL}})
     assert out.getvalue().startswith("ERROR to <EMAIL> {'mail': '<EMAIL>'}")
     assert "ValueError: bad <EMAIL>" in out.getvalue()
     assert MAIL not in out.getvalue()
-    assert raw.getvalue().startswith(f"ERROR to {MAIL}")
+    assert before.getvalue().startswith(f"ERROR to {MAIL}")
+    if sys.version_info >= (3, 12):  # Python 3.11 lets a filter change the record only, for all handlers that follow
+        assert after.getvalue().startswith(f"ERROR to {MAIL}")
+    else:
+        assert MAIL not in after.getvalue()
 
 
 def test_a_message_that_does_not_fit_its_arguments_leaks_nothing() -> None:

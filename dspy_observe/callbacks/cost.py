@@ -129,4 +129,4 @@ def _may_be_billed(record: CallRecord) -> bool:
     """Whether a provider may have billed the call: not when it refused it before anything was generated."""
     if record.outcome in ("ok", "cancelled", "timeout") or record.billed_but_failed:
         return True
-    return record.ttft_s is not None or record.error_type == "LMStreamAssemblyError"
+    return bool(record.cut_off) or record.ttft_s is not None or record.error_type == "LMStreamAssemblyError"

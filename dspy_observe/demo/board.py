@@ -20,7 +20,7 @@ from dspy_observe.records import ADAPTER_KINDS, CallRecord, CallStart, Score
 
 __all__ = ["Board", "count", "dollars", "milliseconds", "percentile"]
 
-_MISSING: Final = "–"
+_MISSING: Final = "-"
 """What is not known is never shown as 0."""
 
 
@@ -127,7 +127,7 @@ class Board(RecordCallback):
             calls.unpriced += 1
 
     def _run_table(self) -> Table:
-        table = _table("program", "version", "runs", "now", "p50 s", "p95 s", "failed", "unreadable", "score")
+        table = _table("program", "version", "runs", "now", "p50 s", "p95 s", "fail", "unreadable", "score")
         table.title = "Program runs"
         for (program, version), runs in sorted(self._runs.items()):
             ended = len(runs.durations_s)
@@ -139,8 +139,8 @@ class Board(RecordCallback):
         return table
 
     def _call_table(self) -> Table:
-        table = _table("model", "version", "calls", "hits", "p50 s", "p95 s", "tokens in", "out", "cost", "errors")
-        table.title = "LM calls (p50 and p95 without cache hits)"
+        table = _table("model", "version", "calls", "hits", "p50 s", "p95 s", "in", "out", "cost", "fail")
+        table.title = "LM calls (tokens in and out; p50 and p95 without cache hits)"
         rows = sorted(self._calls.items())
         for (_, version, model), calls in rows:
             table.add_row(model.partition("/")[2] or model, version, *_figures(calls, calls.durations_s))
@@ -154,7 +154,7 @@ class Board(RecordCallback):
         removed = ", ".join(f"{number} {entity}" for entity, number in sorted(self._removed.items())) or "nothing yet"
         saved = sum(calls.saved_usd for calls in self._calls.values())
         foot = Text(f" {time.monotonic() - self._began:.0f} s", style="dim")
-        return foot.append(f"   saved by the cache: {dollars(saved)}   removed from captured content: {removed}")
+        return foot.append(f"   saved by the cache: {dollars(saved)}   redacted: {removed}")
 
 
 def percentile(values: Iterable[float], percent: int) -> float | None:
@@ -174,8 +174,8 @@ def dollars(amount_usd: float) -> str:
 
 
 def milliseconds(duration_s: float) -> str:
-    """A duration in milliseconds; those below one with a decimal."""
-    return f"{duration_s * 1000:,.0f} ms" if duration_s >= 0.001 else f"{duration_s * 1000:.1f} ms"  # noqa: PLR2004
+    """A duration in milliseconds; those below one with decimals."""
+    return f"{duration_s * 1000:,.0f} ms" if duration_s >= 0.001 else f"{duration_s * 1000:.2f} ms"  # noqa: PLR2004
 
 
 def _figures(calls: _Calls, durations_s: Sequence[float]) -> tuple[str | Text, ...]:
@@ -195,7 +195,14 @@ def _sum(rows: Iterable[_Calls]) -> _Calls:
 
 
 def _table(*columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", header_style="dim", pad_edge=False)
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        title_style="bold",
+        header_style="dim",
+        collapse_padding=True,
+        pad_edge=False,
+    )
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index < 2 else "right", no_wrap=True)  # noqa: PLR2004
     return table

@@ -22,7 +22,7 @@ __all__ = ["Tokens", "choose_trace", "log_tokens", "metric_lines", "metric_token
 
 _NANOSECONDS: Final = 1_000_000_000
 _TOKEN_LINE: Final = re.compile(r'^dspy_tokens_total\{.*kind="(\w+)".*\} (\S+)$', re.MULTILINE)
-_SIGNED: Final = re.compile(r"\[\[ ## asked_by ## \]\]\s*(\S[^\n\[]*)")
+_SIGNED: Final = re.compile(r"\[\[ ## asked_by ## \]\]\n(\S[^\n]*)")
 _SHOWN: Final = (
     "dspy_requests_total", "dspy_tokens_total", "dspy_cost_usd_total", "dspy_cache_requests_total",
     "dspy_program_duration_seconds_count", "dspy_tool_duration_seconds_count", "dspy_adapter_failures_total",
@@ -62,12 +62,13 @@ def log_tokens(lines: Iterable[str]) -> Tokens:
 
 
 def metric_lines(page: str) -> list[str]:
-    """A few lines of a metrics page: for each of the metrics worth a look, the series with the largest value."""
+    """A few lines of a metrics page: for each metric worth a look the series with the largest value, and failures."""
     chosen = []
     for name in _SHOWN:
         lines = [line for line in page.splitlines() if line.startswith((f"{name}{{", f"{name} "))]
-        if lines:
-            chosen.append(max(lines, key=lambda line: float(line.rpartition(" ")[2])))
+        failed = [line for line in lines if name == "dspy_requests_total" and 'status="ok"' not in line]
+        well = [line for line in lines if line not in failed]
+        chosen += [max(some, key=lambda line: float(line.rpartition(" ")[2])) for some in (well, failed) if some]
     return chosen
 
 
@@ -103,8 +104,8 @@ def trace_tree(spans: Sequence[ReadableSpan]) -> Tree:
                 where = event.attributes or {}
                 text = f"reply unreadable for {where.get('dspy.adapter')}, asked again as JSON"
                 branch.add(Text(text, style="yellow"))
-        for span in children[parent.context.span_id if parent.context is not None else None]:
-            waiting.append((span, branch.add(_label(span))))
+        below = children[parent.context.span_id] if parent.context is not None else []
+        waiting += [(span, branch.add(_label(span))) for span in below]
     return tree
 
 
@@ -129,7 +130,7 @@ def _label(span: ReadableSpan) -> Text:
     attributes = span.attributes or {}
     label = Text(span.name, style="bold" if span.parent is None else "")
     if names.ATTR_VERSION in attributes and span.parent is None:
-        label.append(f" {attributes[names.ATTR_VERSION]}")
+        label.append(f" {attributes[names.ATTR_VERSION]!s}")
     if span.name == names.EVENT_EVALUATION_RESULT:
         value = _number(attributes, gen_ai.GEN_AI_EVALUATION_SCORE_VALUE)
         return label.append(f"  {attributes.get(gen_ai.GEN_AI_EVALUATION_NAME)} {value:.1f}", style="green")
@@ -143,7 +144,7 @@ def _label(span: ReadableSpan) -> Text:
         if names.ATTR_COST_USD in attributes:
             label.append(f"  {dollars(_number(attributes, names.ATTR_COST_USD))}")
     if error_attributes.ERROR_TYPE in attributes:
-        label.append(f"  {attributes[error_attributes.ERROR_TYPE]}", style="red")
+        label.append(f"  {attributes[error_attributes.ERROR_TYPE]!s}", style="red")
     return label
 
 

@@ -45,9 +45,9 @@ _NAME: Final = re.compile(r"[A-Z][\w-]+ (?:[a-z]{2,3} )?[A-Z][\w-]+")
 _LITTLE_WORDS: Final = frozenset(
     re.findall(
         r"\w+",
-        "a an and are as at be been before by did do does for from has have he her his how in is it its made make makes "
-        "many most much not of on once one or our she than that the their they this to was were what when where which "
-        "who whom whose why with would",
+        "a an and are as at be been before by did do does for from has have he her his how in is it its made make "
+        "makes many most much not of on once one or our she than that the their they this to was were what when where "
+        "which who whom whose why with would",
     )
 )
 _LIKE_MEANING: Final[Mapping[str, tuple[str, ...]]] = {

@@ -16,9 +16,9 @@ from dspy.utils.exceptions import DSPyError
 from dspy_observe.config import Observer
 from dspy_observe.demo.program import Question, load_program
 
-__all__ = ["Crowd", "signature"]
+__all__ = ["PEOPLE", "Crowd", "signature"]
 
-_PEOPLE: Final = (
+PEOPLE: Final = (
     ("Ana Silva", "ana.silva@example.org", "+1 202-555-0143"),
     ("Ben Okafor", "ben.okafor@example.com", "+44 20 7946 0958"),
     ("Chloe Martin", "chloe.martin@example.net", "+1 (202) 555-0171"),
@@ -33,7 +33,7 @@ _SIGNED_SHARE: Final = 0.35
 
 def signature(user: int) -> str:
     """How a user signs, with an e-mail address and a phone number."""
-    name, address, phone = _PEOPLE[user % len(_PEOPLE)]
+    name, address, phone = PEOPLE[user % len(PEOPLE)]
     return f"{name}, {address}, {phone}"
 
 
@@ -107,7 +107,8 @@ class Crowd:
         return stopped.is_set() or time.monotonic() >= self.deadline
 
     def _program_of(self, user: int) -> Any:
-        return self.programs[user // 2 % len(self.programs)]
+        # Every version is asked by threads and by tasks, and by as many of both as there are.
+        return self.programs[(user + user // 2) % len(self.programs)]
 
     def _questions_of(self, user: int) -> Iterator[tuple[Question, str]]:
         luck = random.Random(f"{self.seed} {user}")  # noqa: S311 - no secret

@@ -12,6 +12,7 @@ from dspy.clients.base_lm import GLOBAL_HISTORY
 from dspy.clients.capabilities import resolve
 from dspy.clients.costs import estimate_cost
 
+from dspy_observe.facts.calls import causes
 from dspy_observe.facts.lm import LMCapture
 from dspy_observe.records import Usage
 
@@ -25,6 +26,10 @@ _USUAL_TIERS: Final = (None, "auto", "default", "standard", "ON_DEMAND")
 """``service_tier`` values that DSPy's price list bills at the plain rate (``dspy/clients/costs.py``)."""
 _DEARER: Final = ("audio", "modalities", "prompt_cache", "web_search_options")
 """Options with a price of their own."""
+_CUT_OFF: Final = frozenset(
+    {"ProtocolError", "RemoteProtocolError", "ReadError", "ClientPayloadError", "ConnectionResetError"}
+)
+"""What lm15, httpx and aiohttp call a connection that broke in a reply; by name, for not all of them need be there."""
 _DETAILS: Final = ("cached_tokens", "cache_creation_tokens", "reasoning_tokens")
 
 
@@ -40,6 +45,7 @@ class LMFacts:
     model_served: str | None
     response_id: str | None
     finish_reason: str | None
+    cut_off: bool | None
 
 
 def gather(
@@ -84,6 +90,7 @@ def gather(
         _text(entry.get("response_model") or _field(first, "model")),
         _text(_field(first, "id")),
         _finish_reason(first),
+        None if exception is None else any(type(cause).__name__ in _CUT_OFF for cause in causes(exception)),
     )
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
 import dspy
 from dspy.dsp.utils.settings import main_thread_config, thread_local_overrides
 from dspy.utils.callback import ACTIVE_CALL_ID
-from dspy.utils.exceptions import LMRateLimitError, LMTimeoutError
+from dspy.utils.exceptions import LMError, LMRateLimitError, LMTimeoutError
 
 from dspy_observe.errors import ConfigurationError
 from dspy_observe.facts.identity import WeakIdentityMap
@@ -22,6 +23,7 @@ __all__ = [
     "active_call_id",
     "active_callbacks",
     "begin",
+    "causes",
     "evaluation",
     "is_same_logical_call",
     "outcome_of",
@@ -55,6 +57,9 @@ _CANCELLED: Final = (
     SystemExit,
     GeneratorExit,
 )
+# What anyio raises when a chunk is sent to a stream that nobody reads any more; DSPy wraps it in an LM error.
+_CONSUMER_LEFT: Final = frozenset({"ClosedResourceError", "BrokenResourceError"})
+_LONGEST_CHAIN: Final = 16  # LiteLLM wraps an error up to eight times; a cyclic chain must end
 _RATE_LIMITED: Final = 429  # https://www.rfc-editor.org/rfc/rfc6585#section-4
 
 
@@ -240,22 +245,34 @@ def evaluation(inputs: dict[str, Any], outputs: Any) -> tuple[float | None, str]
     return score, str(dataset) if dataset else "devset"
 
 
+def causes(exception: BaseException) -> Iterator[BaseException]:
+    """An exception and what it was raised from or while handling, nearest first."""
+    cause: BaseException | None = exception
+    for _ in range(_LONGEST_CHAIN):
+        if cause is None:
+            return
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
 def outcome_of(exception: BaseException | None) -> Outcome:
     """Classify how a call ended.
 
-    A stream that its consumer left surfaces as an LM error *caused by* a cancellation, so causes are followed.
+    A stream that its consumer left surfaces as an LM error *caused by* a cancellation, and DSPy's own engine reports a
+    timeout as a transport error caused by one (itself caused, in ``acall``, by a cancellation), so causes are followed
+    and the nearest one counts.
     """
     if exception is None:
         return "ok"
-    cause: BaseException | None = exception
-    for _ in range(8):  # chains are short; a cyclic one must end
-        if cause is None:
-            break
-        if isinstance(cause, _CANCELLED):
-            return "cancelled"
-        cause = cause.__cause__ or cause.__context__
     if isinstance(exception, LMRateLimitError) or getattr(exception, "status_code", None) == _RATE_LIMITED:
         return "rate_limited"
-    if isinstance(exception, LMTimeoutError | TimeoutError):
-        return "timeout"
+    from_lm = isinstance(exception, LMError)
+    for cause in causes(exception):
+        if isinstance(cause, LMTimeoutError | TimeoutError):
+            # What failed later, while a timeout was handled, is an error in its own right.
+            return "timeout" if from_lm or cause is exception else "error"
+        if isinstance(cause, _CANCELLED):
+            return "cancelled"
+    if from_lm and type(exception.__cause__).__name__ in _CONSUMER_LEFT:
+        return "cancelled"
     return "error"

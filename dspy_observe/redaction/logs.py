@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import traceback
 from collections.abc import MutableMapping
 from typing import Any
@@ -12,6 +13,7 @@ from dspy_observe.redaction.redactor import Redactor
 
 __all__ = ["RedactingFilter", "StructlogRedactor"]
 
+_TAKES_REPLACEMENT = sys.version_info >= (3, 12)
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -51,8 +53,9 @@ def _rendered(value: Any) -> Any:
 class RedactingFilter(logging.Filter):
     """A filter for loggers and handlers that redacts message, arguments, extra fields, traceback and stack.
 
-    The record is replaced by a redacted copy, so that other handlers keep theirs: put it on every handler that writes
-    to somewhere, or on the logger itself.
+    From Python 3.12 on the record is replaced by a redacted copy, so that other handlers keep theirs: put the filter
+    on every handler that writes to somewhere, or on the logger itself. Python 3.11 takes no replacement; there the
+    record itself is redacted, for all handlers that follow.
 
     Args:
         redactor: What redacts; options make one; ``None`` takes the defaults.
@@ -63,7 +66,15 @@ class RedactingFilter(logging.Filter):
         self.redactor = redactor if isinstance(redactor, Redactor) else Redactor(redactor)
 
     def filter(self, record: logging.LogRecord) -> logging.LogRecord:  # type: ignore[override]  # a record since 3.12
-        """A redacted copy of the record."""
+        """The redacted record."""
+        copy = self._copy(record)
+        if _TAKES_REPLACEMENT:
+            return copy
+        record.__dict__.clear()
+        record.__dict__.update(copy.__dict__)
+        return record
+
+    def _copy(self, record: logging.LogRecord) -> logging.LogRecord:
         copy = logging.makeLogRecord(dict(record.__dict__))
         redact = self.redactor.redact_text
         try:

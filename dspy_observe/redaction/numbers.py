@@ -334,7 +334,7 @@ def _bare(run: Run) -> Iterable[Span]:
 
 
 def _always(run: Run, i: int, j: int) -> bool:
-    return not _COUNTED.search(run.before(i), 16) and not _UNIT_AFTER.match(run.after(j))
+    return not _COUNTED.search(run.before(i)[-32:]) and not _UNIT_AFTER.match(run.after(j))
 
 
 def _nanp(run: Run, i: int, j: int) -> bool:

@@ -1,11 +1,11 @@
-"""Secrets that this process holds in its environment. The only file of this room that asks the operating system."""
+"""Secrets that this process holds in its environment."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Final
 
+from dspy_observe.environment import variables
 from dspy_observe.redaction.keynames import KeyNames
 
 __all__ = ["environment_secrets"]
@@ -21,9 +21,8 @@ def environment_secrets(names: KeyNames, environment: Mapping[str, str] | None =
         names: Decides by name.
         environment: Variables; ``None`` takes those of this process, once.
     """
-    variables = os.environ if environment is None else environment
     return [
         value
-        for name, value in variables.items()
+        for name, value in (variables() if environment is None else environment).items()
         if name not in _DIRECTORIES and (names.is_secret(name) or name.upper().endswith(_ENDINGS))
     ]

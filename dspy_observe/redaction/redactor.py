@@ -16,6 +16,7 @@ from dspy_observe.redaction import secrets, validators, walk
 from dspy_observe.redaction.detectors import CREDENTIAL_DETECTORS, Detector, Finder
 from dspy_observe.redaction.errors import RedactionConfigError
 from dspy_observe.redaction.keynames import KeyNames
+from dspy_observe.redaction.memory import ScanMemory
 from dspy_observe.redaction.operators import Fixed, Label, Mask, replacer
 from dspy_observe.redaction.options import Redaction
 from dspy_observe.redaction.process import environment_secrets
@@ -59,6 +60,7 @@ class Redactor:
         self._failures = 0
         self._secrets: OrderedDict[str, None] = OrderedDict()
         self._known: tuple[str, ...] = ()
+        self._memory = ScanMemory()
         self._names = KeyNames(self.options.deny_keys, self.options.allow)
         self._replacers: dict[str, Callable[[str], str]] = {}
         self._outputs: set[str] = set()
@@ -88,12 +90,17 @@ class Redactor:
         """The text without what is private, and the entity of each replacement."""
         if len(text) < _SHORTEST:
             return text, []
+        memory = self._memory
+        known = memory.get(text)
+        if known is not None:
+            return known[0], list(known[1])
         try:
             out, entities = self._scanner.redact(text, self._known, self.options.scan_limit_chars)
             limit = self.options.max_chars
             if limit is not None and len(out) > limit:
                 out, more = self._scanner.redact(cut(out, limit), self._known, limit)
                 entities += more
+            memory.keep(text, out, tuple(entities))
             return out, entities  # noqa: TRY300 - the way without an error
         except Exception as error:  # noqa: BLE001 - whatever a detector raises, the value must not leave
             return self.failed(error, len(text)), []
@@ -147,6 +154,7 @@ class Redactor:
                 self._secrets.popitem(last=False)
             forms = {form for value in self._secrets for form in (value, dumps(value)[1:-1], _percent_encoded(value))}
             self._known = tuple(sorted(forms, key=lambda form: (-len(form), form)))
+            self._memory = ScanMemory()  # what was clean before may hold one of the new secrets
 
     def drop_value(self, text: str) -> str:
         """What replaces a whole value under a secret's name."""

@@ -1,7 +1,7 @@
 """Secrets by their surroundings: ``key=value`` in every spelling, headers, URLs, JSON web tokens and PEM blocks.
 
 Names are looked for in lower-cased text, and a match grows from there: a pattern with ``(?i)`` or with an open
-beginning costs ten times as much.
+beginning costs ten times as much. The file is long because the spellings of ``key=value`` share their parts.
 """
 # ruff: noqa: PLR2004, RUF001, E501 - lengths of the formats, long expressions and Chinese punctuation are the subject here
 

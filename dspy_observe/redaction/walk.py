@@ -82,6 +82,8 @@ class Walker:
             self._open.discard(id(value))
 
     def _object(self, value: Any, path: str, name: str) -> Any:
+        if type(value) is dict:  # first and without asking an abstract class: nearly everything is
+            return self._mapping(value, path)
         if isinstance(value, str):
             return self._text(str.__str__(value), path, name)
         if isinstance(value, bytes | bytearray | memoryview):

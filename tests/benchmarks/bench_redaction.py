@@ -17,7 +17,25 @@ from collections.abc import Callable
 from dspy_observe.redaction import Redaction, Redactor
 
 SIMPLE = re.compile(r"1[3-9]\d{9}|\d{4}[ -]?\d{4}[ -]?\d{4}[ -]?\d{4}")
-WORDS = ["the", "answer", "should", "be", "grounded", "in", "passages", "that", "were", "retrieved", "for", "a", "question", "about", "history", "or", "science"]
+WORDS = [
+    "the",
+    "answer",
+    "should",
+    "be",
+    "grounded",
+    "in",
+    "passages",
+    "that",
+    "were",
+    "retrieved",
+    "for",
+    "a",
+    "question",
+    "about",
+    "history",
+    "or",
+    "science",
+]
 WORST = {
     "key=": "key=", "1.2.3.4": "1.2.3.4 ", "4111": "4111 ", "?key=": "?key=a1", "mobiles": "13812345678 ", "1.": "1.",
     "phone": "phone 1234567 ", "password=": "password=", "sk-A1": "sk-A1", "cookie": "cookie=a=bbbb; ", "a@": "a@",

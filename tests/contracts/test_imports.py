@@ -56,7 +56,7 @@ PURE = {
     "rollback.policy": ("errors", "records", "conventions", "rollback.alerts", "rollback.statistics"),
     "rollback.alerts": ("errors", "records", "conventions"),
     "rollback.statistics": ("errors", "records", "conventions"),
-    "redaction": ("errors", "records", "conventions", "safety"),
+    "redaction": ("errors", "environment", "records", "conventions", "safety"),
     "mixin": ("errors", "records", "conventions"),
 }
 INPUT_OUTPUT = ("asyncio", "http", "multiprocessing", "os", "socket", "sqlite3", "subprocess", "tempfile", "urllib")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -59,6 +60,31 @@ class Witness(BaseCallback):
         return super().__getattribute__(name)
 
 
+class Idle(BaseCallback):
+    """Last in the list: knows when the end handlers of all others have run, also in threads that nobody waits for."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.open = 0
+
+    def _count(self, step: int) -> Callable[..., None]:
+        def count(**_: Any) -> None:
+            with self.changed:
+                self.open += step
+                self.changed.notify_all()
+
+        return count
+
+    def __getattribute__(self, name: str) -> Any:
+        if name.startswith("on_"):
+            return self._count(1 if name.endswith("_start") else -1)
+        return super().__getattribute__(name)
+
+    def wait(self) -> None:
+        with self.changed:
+            assert self.changed.wait_for(lambda: self.open == 0, 10), f"{self.open} calls did not end"
+
+
 class Observed:
     """Spans of one provider, our records, and a witness, of the same calls."""
 
@@ -70,7 +96,8 @@ class Observed:
         self.otel = OTelCallback(Tracing(tracer_provider=self.provider, **tracing))
         self.capture = Capture()
         self.witness = Witness()
-        self.callbacks = [self.witness, self.otel, self.capture]
+        self.idle = Idle()
+        self.callbacks = [self.witness, self.otel, self.capture, self.idle]
 
     @property
     def spans(self) -> list[ReadableSpan]:

@@ -38,7 +38,7 @@ ADAPTERS = [
 def test_one_format_and_one_parse(observing: Any, adapter: Any, reply: Any, grouped: bool) -> None:
     """Case 28: adapters fire their hooks once per class; there is one record and one span for each prompt and reply."""
     observed = observing(adapter_spans=True)
-    callbacks = [observed.witness, CallbackGroup(observed.otel, observed.capture)] if grouped else observed.callbacks
+    callbacks = [observed.witness, CallbackGroup(observed.otel, observed.capture), observed.idle] if grouped else observed.callbacks
     with dspy.context(lm=offline_lm(reply), adapter=adapter, callbacks=callbacks):
         assert dspy.Predict("question -> answer")(question="why?").answer == "42"
     name = type(adapter).__name__
@@ -99,7 +99,7 @@ def test_a_failed_parse_is_told_on_its_module(observed: Any) -> None:
 @pytest.mark.parametrize("grouped", [False, True])
 def test_the_same_callback_twice(observed: Any, grouped: bool) -> None:
     """Case 29: given globally and on the LM, a callback counts each call once."""
-    ours = [CallbackGroup(observed.otel, observed.capture)] if grouped else [observed.otel, observed.capture]
+    ours = [CallbackGroup(observed.otel, observed.capture), observed.idle] if grouped else [observed.otel, observed.capture]
     lm = offline_lm(CHAT, callbacks=ours)
     with dspy.context(lm=lm, callbacks=[observed.witness, *ours]):
         dspy.Predict("question -> answer")(question="why?")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import threading
 from typing import Any
 
 import dspy
@@ -12,7 +13,7 @@ from opentelemetry.trace import StatusCode
 from prometheus_client import CollectorRegistry
 
 from dspy_observe import LatencyCallback, Metrics
-from dspy_observe.openai_server import Failure, OpenAIServer
+from dspy_observe.openai_server import Failure, OpenAIServer, Reply
 from dspy_observe.testing import offline_lm
 
 STOPS = [KeyboardInterrupt, SystemExit, asyncio.CancelledError, GeneratorExit, concurrent.futures.CancelledError]
@@ -63,10 +64,6 @@ def test_stopped_inside_an_lm_call(observed: Any, stop: type[BaseException]) -> 
 
 async def test_a_cancelled_task(observed: Any, served: Any, server: OpenAIServer) -> None:
     """Case 31: a task cancelled while the provider works on the request."""
-    import threading
-
-    from dspy_observe.openai_server import Reply
-
     server.script([Reply(text="late", hold=threading.Event())])
     with dspy.context(lm=served(), callbacks=observed.callbacks):
         task = asyncio.create_task(dspy.Predict("question -> answer").acall(question="why?"))
@@ -82,10 +79,6 @@ async def test_a_cancelled_task(observed: Any, served: Any, server: OpenAIServer
 
 async def test_a_task_that_times_out(observed: Any, served: Any, server: OpenAIServer) -> None:
     """Case 31: asyncio's time-out cancels the calls below it; they say so."""
-    import threading
-
-    from dspy_observe.openai_server import Reply
-
     server.script([Reply(text="late", hold=threading.Event())])
     with dspy.context(lm=served(), callbacks=observed.callbacks), pytest.raises(TimeoutError):
         async with asyncio.timeout(None) as limit:
@@ -122,20 +115,34 @@ def test_refused_by_the_provider(
     assert server.bills == []
 
 
+@pytest.mark.parametrize("is_async", [False, True])
 @pytest.mark.parametrize("engine", ["lm15", "litellm"])
-def test_an_lm_that_times_out(observed: Any, served: Any, server: OpenAIServer, engine: str) -> None:
-    """Case 31: the provider's silence is the outcome `timeout`."""
-    import threading
-
-    from dspy_observe.openai_server import Reply
-
+async def test_an_lm_that_times_out(
+    observed: Any, served: Any, server: OpenAIServer, engine: str, is_async: bool
+) -> None:
+    """Case 31: the provider's silence is the outcome `timeout`, on both engines, sync and async."""
     server.script([Reply(text="late", hold=threading.Event())] * 3)
     lm = served(engine=engine, num_retries=0, timeout=0.05)
     with dspy.context(lm=lm, callbacks=observed.callbacks), pytest.raises(dspy.utils.exceptions.LMError):
-        lm("why?")
+        await lm.acall("why?") if is_async else lm("why?")
     (call,) = observed.records
     assert call.outcome == "timeout"
     assert not call.usage.known
+
+
+def test_a_failure_after_a_time_out(observed: Any) -> None:
+    """Case 31: what goes wrong while a program handles a time-out is an error of the program."""
+
+    class Program(dspy.Module):
+        def forward(self) -> Any:
+            try:
+                raise TimeoutError from asyncio.CancelledError()  # as asyncio.timeout() does
+            except TimeoutError:
+                return {}["fallback"]
+
+    with dspy.context(callbacks=observed.callbacks), pytest.raises(KeyError):
+        Program()()
+    check(observed, "error", "KeyError")
 
 
 @pytest.mark.parametrize(("error", "outcome"), [(ValueError, "error"), (TimeoutError, "timeout")])

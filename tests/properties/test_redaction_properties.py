@@ -93,7 +93,7 @@ def nestings(secret: str) -> st.SearchStrategy[Any]:
             st.lists(inner, min_size=1, max_size=3),
             st.tuples(st.just(1), inner),
             st.dictionaries(st.sampled_from(["a", "content", secret]), inner, min_size=1),
-            inner.map(lambda value: ValueError(value)),
+            inner.map(ValueError),
         ),
         max_leaves=4,
     )

@@ -20,6 +20,7 @@ Order and composition
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, get_args
 
@@ -48,11 +49,13 @@ from dspy_observe.callbacks.otel.attributes import (
 )
 from dspy_observe.callbacks.otel.context import Layers
 from dspy_observe.callbacks.otel.pipeline import Pipeline
+from dspy_observe.callbacks.otel.shield import shield_spans
 from dspy_observe.environment import env_default, parse_bool
 from dspy_observe.errors import ConfigurationError
 from dspy_observe.handoff import Handoff
 from dspy_observe.ledger import LEDGER
 from dspy_observe.records import ADAPTER_KINDS, CallRecord, CallStart, ContentMode, RegistryEvent, Score
+from dspy_observe.redaction import Redactor
 
 __all__ = ["OTelCallback", "Tracing"]
 
@@ -208,6 +211,20 @@ class OTelCallback(RecordCallback):
     def flush(self, timeout_s: float) -> bool:
         """Send waiting spans and metrics; returns whether all went out in time."""
         return self._handoff.flush(timeout_s) and self._pipeline.flush(timeout_s)
+
+    def shield(self, redactor: Redactor) -> Callable[[], None]:
+        """Redact all spans that leave through the provider in force, those of other libraries included.
+
+        Args:
+            redactor: What redacts.
+
+        Returns:
+            A function that ends it.
+
+        Raises:
+            ConfigurationError: The provider's exporters cannot be reached.
+        """
+        return shield_spans(self._pipeline.tracer_provider, redactor)
 
     def close(self) -> None:
         """Shut down the exporters that are ours."""

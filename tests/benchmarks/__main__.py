@@ -1,0 +1,187 @@
+"""``make bench``: what observing costs a program call, as a ratio to one callback that does nothing.
+
+Everything comes from one run on one program, each measurement in a process of its own. Compare ratios, not times: the
+times are this machine's, of this hour.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+from rich.table import Table
+
+_PACKAGES: Final = ("dspy", "opentelemetry-sdk", "structlog", "openinference-instrumentation-dspy", "mlflow")
+_FOREIGN: Final = ("OTEL_", "DSPY_", "MLFLOW_", "PROMETHEUS_", "OPENAI_")
+_LIMITS: Final = {"all, configure()": 1.4, "all, redacted content, 4 KB prompt": 1.8}
+"""What one program call may cost at most."""
+_ROUNDS: Final = {"overhead": 60, "peers": 40}
+_QUICK_ROUNDS: Final = {"overhead": 8, "peers": 6}
+_STOPS: Final = (1_000, 10_000, 100_000)
+_QUICK_STOPS: Final = (100, 1_000, 10_000)
+
+Result = dict[str, Any]
+_status = Console(stderr=True)
+
+
+class BenchmarkError(Exception):
+    """A measurement ended without a result that counts."""
+
+
+def _measure(module: str, *arguments: object) -> Any:
+    """Run one measurement in a process of its own, with nothing of the caller's settings, and return its result."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
+    result: Result | None = None
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
+        environment.update(
+            DSPY_CACHEDIR=folder, LITELLM_LOCAL_MODEL_COST_MAP="True", MLFLOW_DISABLE_TELEMETRY="true",
+            MLFLOW_TRACKING_URI=f"sqlite:///{folder}/mlflow.db", DO_NOT_TRACK="true",
+        )  # fmt: skip
+        command = [sys.executable, "-m", f"tests.benchmarks.{module}", *map(str, arguments)]
+        label = " ".join([module, *(text for text in map(str, arguments) if text.isalpha())])
+        with (
+            _status.status(label) as status,
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment) as process,
+        ):
+            assert process.stdout is not None
+            for line in process.stdout:
+                message = json.loads(line)
+                if "progress" in message:
+                    status.update(f"{label}: {message['progress']}")
+                else:
+                    result = message
+        errors.seek(0)
+        if process.returncode or result is None:
+            raise BenchmarkError(f"{label} failed:\n{errors.read()}")
+    if result["swallowed"]:
+        raise BenchmarkError(f"{label} lost telemetry, so its figures do not count: {result['swallowed']}")
+    return result["result"]
+
+
+def _machine() -> Result:
+    return {
+        "cpus": os.cpu_count(),
+        "python": platform.python_version(),
+        "system": platform.system() + " " + platform.machine(),
+        "load_1_min": round(os.getloadavg()[0], 2),
+        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+    }
+
+
+def _run(quick: bool) -> Result:
+    rounds, stops = (_QUICK_ROUNDS, _QUICK_STOPS) if quick else (_ROUNDS, _STOPS)
+    machine = _machine()
+    rows = _measure("overhead", rounds["overhead"])
+    for peer in ("openinference", "mlflow"):
+        rows += [row for row in _measure("peers", peer, rounds["peers"]) if row["name"] != row["baseline"]]
+    memory = [_measure("memory", watched, *stops) for watched in ("no-op", "all")]
+    return {"machine": machine, "overhead": rows, "memory": memory}
+
+
+def _ratio_cells(result: Result) -> list[list[str]]:
+    """One line for each variant, its threads side by side."""
+    rows: dict[str, dict[int, Result]] = {}
+    for row in result["overhead"]:
+        rows.setdefault(row["name"], {})[row["threads"]] = row
+    cells = []
+    for name, by_threads in rows.items():
+        line = [name]
+        for row in by_threads.values():
+            line += [
+                f"{row['ratio']:.2f} ({row['ratio_q1']:.2f}-{row['ratio_q3']:.2f})", f"{row['cpu_ratio']:.2f}",
+                f"{row['call_us']:.0f}",
+            ]  # fmt: skip
+        line.append(f"{_LIMITS[name]:.1f}" if name in _LIMITS else "")
+        cells.append(line)
+    return cells
+
+
+_RATIO_HEADS: Final = [
+    "time of a program call", "1 thread: ratio (quartiles)", "CPU", "µs", "16 threads: ratio (quartiles)", "CPU", "µs",
+    "limit",
+]  # fmt: skip
+
+
+def _memory_table(result: Result) -> tuple[list[str], list[list[str]]]:
+    stops = list(result["memory"][0]["resident_mb"])
+    heads = ["resident memory after calls, MB", *(f"{int(stop):,}" for stop in stops), "last step", "open calls"]
+    cells = []
+    for row in result["memory"]:
+        sizes = list(row["resident_mb"].values())
+        sizes_text = [f"{size:.1f}" for size in sizes]
+        cells.append([row["name"], *sizes_text, f"{sizes[-1] - sizes[-2]:+.1f}", str(row["open_calls"])])
+    return heads, cells
+
+
+def _facts(result: Result) -> str:
+    machine = result["machine"]
+    packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
+    return (
+        f"{machine['cpus']} CPUs, load {machine['load_1_min']}, {machine['system']}, "
+        f"Python {machine['python']}, {packages}."
+    )
+
+
+_NOTES: Final = (
+    "Ratios are medians over interleaved rounds of the wall time a call to that of one no-op callback in the same round, "
+    "with quartiles; CPU is the same ratio of processor time. Rows with a 4 KB prompt are compared with a no-op callback "
+    "at that prompt, and the peers with the no-op callback of their own process. Peers record traces only, their content "
+    "not redacted. Exporters and the log sink discard. For memory, DSPy's own history of calls is cut to 100 entries."
+)
+
+
+def _print_rich(result: Result) -> None:
+    console = Console()
+    for heads, cells in ((_RATIO_HEADS, _ratio_cells(result)), _memory_table(result)):
+        table = Table(*heads[:1])
+        for head in heads[1:]:
+            table.add_column(head, justify="right")
+        for line in cells:
+            table.add_row(*line)
+        console.print(table)
+    console.print(_facts(result), _NOTES, style="dim", highlight=False)
+
+
+def _print_markdown(result: Result) -> None:
+    for heads, cells in ((_RATIO_HEADS, _ratio_cells(result)), _memory_table(result)):
+        print("| " + " | ".join(heads) + " |")
+        print("| --- |" + " ---: |" * (len(heads) - 1))
+        for line in cells:
+            print("| " + " | ".join(line) + " |")
+        print()
+    print(_facts(result), _NOTES)
+
+
+def main() -> int:
+    """Run all benchmarks and print their tables; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="few rounds and a tenth of the calls: does it run at all?")
+    parser.add_argument("--markdown", action="store_true", help="print Markdown tables, as the README holds them")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file, too")
+    options = parser.parse_args()
+    try:
+        result = _run(options.quick)
+    except BenchmarkError as error:
+        _status.print(str(error), style="red", markup=False, highlight=False)
+        return 1
+    if options.json is not None:
+        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (_print_markdown if options.markdown else _print_rich)(result)
+    if not options.quick and importlib.util.find_spec("tests.benchmarks.bench_redaction"):
+        sys.stdout.flush()
+        subprocess.run([sys.executable, "-m", "tests.benchmarks.bench_redaction"], check=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
