@@ -7,6 +7,7 @@ import base64
 import binascii
 import json
 import math
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -29,12 +30,13 @@ from dspy_observe.facts import calls, installation
 from dspy_observe.ledger import LEDGER, Answer
 from dspy_observe.metrics import Metrics, serve
 from dspy_observe.records import ROLES, RegistryEvent, Role, Score
-from dspy_observe.redaction import Redaction
+from dspy_observe.redaction import Redaction, redact
 
 __all__ = ["Cost", "EventSource", "Logs", "Metrics", "Observer", "Redaction", "Tracing", "configure"]
 
 T = TypeVar("T")
 _REF_PREFIX = "call1."
+_TRACE_ID = re.compile("[0-9a-f]{32}")
 _SEEN_SCORES = 100_000
 """Score ids remembered, so that a score that is sent again counts once: some hours of feedback, about 10 MB."""
 _FLUSH_S = 5.0
@@ -131,7 +133,7 @@ class Observer:
         if isinstance(value, bool):
             value = float(value)
         if not isinstance(value, int | float) or not math.isfinite(value) or not 0 <= value <= 1:
-            raise ConfigurationError("value", f"{value!r} is not from 0 to 1", "Scale the score to 0..1")
+            raise ConfigurationError("value", f"{redact(repr(value))} is not from 0 to 1", "Scale the score to 0..1")
         if not isinstance(source, str) or not source:
             raise ConfigurationError("source", "it is empty", 'Say who judged, such as "user"')
         if not isinstance(call_ref_or_prediction, str):
@@ -239,12 +241,17 @@ def configure(
     Raises:
         ConfigurationError: An argument or environment variable cannot work; the message names it and the fix.
     """
+    if not isinstance(extra, Sequence) or isinstance(extra, str):
+        raise ConfigurationError(
+            "extra", f"{type(extra).__name__} is no list", "Pass a list of RecordCallback or BaseCallback objects"
+        )
     arguments = (service, metrics, tracing, logs, redaction, cost, registry, tuple(extra))
     _check(arguments)
     with _running_lock:
         if _running:
             before, running = _running[0]
             if before == arguments:
+                installation.append(running.callbacks)  # dspy.configure(callbacks=...) may have taken them out
                 return running
             running.close()
         observer = _build(*arguments)
@@ -265,20 +272,23 @@ def _forget(observer: Observer) -> None:
 def _check(arguments: tuple[Any, ...]) -> None:
     service, *rooms, registry, extra = arguments
     if service is not None and (not isinstance(service, str) or not service):
-        raise ConfigurationError("service", f"{service!r} is no name", 'Use a text such as "support-bot", or None')
+        shown = redact(repr(service))
+        raise ConfigurationError("service", f"{shown} is no name", 'Use a text such as "support-bot", or None')
     for (name, kind), value in zip(_ROOMS, rooms, strict=True):
         if value is not None and value is not False and not isinstance(value, kind):
+            shown = redact(repr(value))
             raise ConfigurationError(
-                name, f"{value!r} is not {kind.__name__}", f"Pass {kind.__name__}(...), or False to leave it out"
+                name, f"{shown} is not {kind.__name__}", f"Pass {kind.__name__}(...), or False to leave it out"
             )
     if registry is not None and not callable(getattr(registry, "subscribe", None)):
         raise ConfigurationError(
             "registry", f"{type(registry).__name__} has no subscribe()", "Pass a registry, or leave it out"
         )
     for callback in extra:
-        if not callable(getattr(callback, "on_module_start", None)):
+        if isinstance(callback, type) or not callable(getattr(callback, "on_module_start", None)):
+            kind = f"the class {callback.__name__}" if isinstance(callback, type) else type(callback).__name__
             raise ConfigurationError(
-                "extra", f"{type(callback).__name__} is no DSPy callback", "Subclass RecordCallback or BaseCallback"
+                "extra", f"{kind} is no DSPy callback", "Pass objects of RecordCallback or BaseCallback subclasses"
             )
 
 
@@ -351,7 +361,8 @@ def _read_ref(ref: str) -> Answer:
         call_id, program, version, role, trace_id = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
     except (ValueError, binascii.Error):
         raise UnknownCallError("this is no call reference; pass what Observer.call_ref() returned") from None
-    known = all(part is None or isinstance(part, str) for part in (program, version, trace_id))
-    if not isinstance(call_id, str) or role not in ROLES or not known:
+    known = all(part is None or isinstance(part, str) for part in (program, version))
+    traced = trace_id is None or (isinstance(trace_id, str) and _TRACE_ID.fullmatch(trace_id) is not None)
+    if not isinstance(call_id, str) or role not in ROLES or not known or not traced:
         raise UnknownCallError("this call reference has been altered; pass what Observer.call_ref() returned")
     return Answer(call_id, program, version, role, trace_id)

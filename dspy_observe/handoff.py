@@ -24,8 +24,8 @@ _logger = logging.getLogger("dspy_observe")
 
 _SLOW_S: Final = 0.001
 """One piece of work may take this long; it is what a program call may lose to a sink."""
-_BLOCKED_S: Final = 0.05
-"""A single piece that takes this long is blocked: thread switches and collections explain a few milliseconds."""
+_BLOCKED_S: Final = 0.2
+"""A single piece that takes this long is blocked: a busy machine explains some tens of milliseconds, not this."""
 _IN_A_ROW: Final = 10
 """Slow (or quick) pieces in succession before the mode changes."""
 _MAX_WAITING: Final = 2_000
@@ -87,7 +87,9 @@ class Handoff:
     def _become_slow(self, took_s: float) -> None:
         self._slow = True
         self._streak = 0
-        _logger.warning(
+        # A row of slow pieces may also be many threads at once, and is nothing to worry about.
+        _logger.log(
+            logging.WARNING if took_s >= _BLOCKED_S else logging.INFO,
             "dspy_observe: the sink of %s took %.0f ms; its work now runs on a background thread", self._site,
             took_s * 1000,
         )  # fmt: skip
@@ -110,9 +112,11 @@ class Handoff:
         while True:
             context, work, args = self._waiting.get()
             began = time.perf_counter()
-            with self._guard:
-                context.run(work, *args)
+            try:
+                with self._guard:
+                    context.run(work, *args)
+            finally:  # also where the strict switch lets the error end this thread; the next piece starts another
+                self._waiting.task_done()
             quick = quick + 1 if time.perf_counter() - began < _SLOW_S else 0
-            self._waiting.task_done()
             if quick >= _IN_A_ROW and self._waiting.empty():
                 self._slow = False

@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
+from operator import is_
 from time import perf_counter
 from time import time as unix_time
 from typing import Any, ClassVar, Final, NamedTuple
@@ -29,7 +30,7 @@ from dspy_observe.facts.lm import LMCapture
 from dspy_observe.facts.recent import Recent
 from dspy_observe.readers import Plan, Reader, Recorder, Route, without
 from dspy_observe.records import CallKind, CallRecord, CallStart, Finding, Price, make_call_record
-from dspy_observe.redaction import Redactor, credentials_only
+from dspy_observe.redaction import Redactor, credentials_only, redact_name
 
 __all__ = ["LEDGER", "Answer", "Clock", "Ledger"]
 
@@ -103,7 +104,7 @@ class Ledger:
         self._max_open = max_open
         self._open: dict[str, _Entry] = {}
         self._ended: Recent[CallStart] = Recent(max_ended)
-        self._planned: tuple[list[Any] | None, int, Plan] = (None, 0, Plan())
+        self._planned: tuple[tuple[Any, ...], Plan] = ((), Plan())
         self._lock = threading.Lock()
         self._dropped = 0
 
@@ -237,10 +238,11 @@ class Ledger:
         return start
 
     def _plan(self, instance: Any) -> Plan:
-        """What the readers of a call need. Worked out once for each list of callbacks that DSPy is given."""
+        """What the readers of a call need. Worked out anew when DSPy's callbacks change."""
         listed, own = calls.listed_callbacks(), calls.own_callbacks(instance)
-        known, length, plan = self._planned
-        if listed is known and len(listed) == length and not own:
+        known, plan = self._planned
+        # The very callbacks, not the list: a list that is changed in place must not keep the plan of those it held.
+        if len(listed) == len(known) and not own and all(map(is_, listed, known)):
             return plan
         recorders = [callback for callback in (*listed, *own) if isinstance(callback, Recorder)]
         if len(recorders) == 1:
@@ -248,7 +250,7 @@ class Ledger:
         else:
             plan = Plan.of(reader for recorder in recorders for reader in recorder.readers)
         if not own:
-            self._planned = (listed, len(listed), plan)
+            self._planned = (tuple(listed), plan)
         return plan
 
     def _drop_oldest(self) -> None:
@@ -294,7 +296,7 @@ class Ledger:
             start.started_at,
             max(0.0, now - entry.started_mono),
             calls.outcome_of(exception) if exception is not None else "ok",
-            type(exception).__name__ if exception is not None else None,
+            redact_name(type(exception).__name__) if exception is not None else None,
             bill.model_served if bill is not None else None,
             bill.response_id if bill is not None else None,
             ttft,
@@ -324,8 +326,10 @@ class Ledger:
         return record
 
     def _take_inputs(self, entry: _Entry, start: CallStart) -> None:
-        if start.kind == "lm":
-            secrets = content.credentials_of(entry.instance, entry.raw)
+        secrets = content.credentials_of(entry.instance, entry.raw) if start.kind == "lm" else ()
+        if start.kind == "module":  # a key in a question must be known before the first LM is called
+            secrets = content.credentials_ahead(entry.instance, entry.raw)
+        if secrets:
             for redactor in self._redactors(entry.plan):
                 redactor.add_secrets(secrets)
         entry.inputs, found = self._clean(entry.plan, content.inputs_of(start.kind, entry.instance, entry.raw))

@@ -41,7 +41,7 @@ from dspy_observe.conventions import (
 )
 from dspy_observe.environment import env_default, parse_floats
 from dspy_observe.errors import ConfigurationError
-from dspy_observe.redaction import redact
+from dspy_observe.redaction import redact_name
 
 __all__ = ["Endpoint", "Instruments", "Metrics", "instruments", "render", "serve", "worker_exited"]
 
@@ -88,7 +88,7 @@ class Metrics:
     """Distinct values of one label, at least 1; further ones are booked as ``other``."""
 
     def __post_init__(self) -> None:
-        if self.port is not None and not (isinstance(self.port, int) and 0 <= self.port <= _HIGHEST_PORT):
+        if self.port is not None and not (type(self.port) is int and 0 <= self.port <= _HIGHEST_PORT):
             raise ConfigurationError("Metrics.port", f"{self.port!r} is no TCP port", "Use 0 to 65535, or None")
         if not isinstance(self.host, str) or not self.host:
             raise ConfigurationError("Metrics.host", f"{self.host!r} is no address", 'Use "127.0.0.1" or "0.0.0.0"')
@@ -106,7 +106,7 @@ class Metrics:
             raise ConfigurationError(
                 "Metrics.latency_buckets_s", f"{bounds!r} does not rise", "Give rising positive numbers of seconds"
             )
-        if not isinstance(self.max_label_values, int) or self.max_label_values < 1:
+        if type(self.max_label_values) is not int or self.max_label_values < 1:
             raise ConfigurationError(
                 "Metrics.max_label_values", f"{self.max_label_values!r} is below 1", "Use 1 or more; 100 is the default"
             )
@@ -214,10 +214,10 @@ class Instruments:
         """The label value to use for a value from data: redacted, and ``other`` beyond the ceiling."""
         if value is None or value == "":
             return UNKNOWN_LABEL
+        value = redact_name(value)
         if label not in _CAPPED:
             return value
         seen = self._seen.setdefault(label, set())
-        value = redact(value)
         if value in seen:
             return value
         with self._lock:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-__all__ = ["counts", "guard", "on_error", "swallowed"]
+__all__ = ["clean_names_with", "counts", "guard", "on_error", "swallowed"]
 
 _LOG_EVERY_S = 60.0
 
@@ -26,6 +26,7 @@ _lock = threading.Lock()
 _counts: dict[str, int] = {}
 _logged_at: dict[str, float] = {}
 _listeners: list[Callable[[str, int], None]] = []
+_cleaners: list[Callable[[str], str]] = []
 
 
 class guard:  # noqa: N801 - reads as a keyword at the place of use
@@ -82,7 +83,7 @@ def swallowed(site: str, error: BaseException, count: int = 1) -> None:
         _logger.warning(
             "dspy_observe: %s at %s in %s; the program is not affected, some telemetry is missing. "
             "Further errors here are only counted for a minute (dspy_observe_internal_errors_total).",
-            type(error).__name__,
+            _name(error),
             _place(error),
             site,
         )
@@ -114,6 +115,21 @@ def on_error(listener: Callable[[str, int], None]) -> Callable[[], None]:
                 _listeners.remove(listener)
 
     return stop
+
+
+def clean_names_with(cleaner: Callable[[str], str]) -> None:
+    """Pass the names of error classes through ``cleaner`` before they are logged.
+
+    A class that is made at run time can be named after data. Redaction stands above this room and registers itself.
+    """
+    _cleaners.append(cleaner)
+
+
+def _name(error: BaseException) -> str:
+    name = type(error).__name__
+    for cleaner in _cleaners:
+        name = cleaner(name)
+    return name
 
 
 def _place(error: BaseException) -> str:

@@ -228,7 +228,7 @@ def test_board_trace_and_signature_show_what_happened(server: OpenAIServer) -> N
     assert "execute_tool search_passages" in tree
     assert "reply unreadable for ChatAdapter" in tree
     for bill in server.bills:
-        assert f"{bill.prompt_tokens} → {bill.completion_tokens} tokens" in tree
+        assert f"{bill.prompt_tokens:,} → {bill.completion_tokens:,} tokens" in tree
     quoted = closing.quote_content(spans)
     assert quoted is not None
     assert quoted.startswith("Ana Silva, <EMAIL>")
@@ -254,7 +254,7 @@ def test_demo_runs_from_anywhere_and_leaves_nothing(tmp_path: Path) -> None:
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"bill: [\d,]+ prompt / [\d,]+ completion tokens; observed: same \(/metrics, spans, log lines\)",
+    assert re.search(r"bill: [\d,]+ prompt / [\d,]+ completion tokens; observed: same \(/metrics, spans, logs\)",
                      done.stdout)  # fmt: skip
     figures = re.search(r"(\d+) requests for (\d+) LM calls: .*; (\d+) were retries, (\d+) calls", done.stdout)
     assert figures is not None
@@ -271,6 +271,29 @@ def test_demo_runs_from_anywhere_and_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.e2e
+@pytest.mark.slow
+def test_demo_asks_the_real_provider_when_a_key_is_set(tmp_path: Path) -> None:
+    """With ``OPENAI_API_KEY`` nothing of the demo's own answers: the requests, and the key, go to OpenAI's address.
+
+    That address is another server here, through the variable that DSPy's LiteLLM route honours; it keeps the bill.
+    """
+    with OpenAIServer(StandIn(pace=0)) as provider:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "OPENAI_"))}
+        environment |= {"OPENAI_API_KEY": "sk-of-the-user", "OPENAI_API_BASE": provider.base_url}
+        done = subprocess.run(
+            [sys.executable, "-m", "dspy_observe.demo", "--plain", "--users", "2", "--questions", "2"],
+            cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        billed = sum(bill.prompt_tokens for bill in provider.bills)
+        chats = [request for request in provider.requests if request.path == "/v1/chat/completions"]
+    assert chats
+    assert {request.headers["authorization"] for request in chats} == {"Bearer sk-of-the-user"}
+    assert f"bill: the provider's own; /metrics: {billed:,} prompt" in done.stdout
+    assert "sk-of-the-user" not in done.stdout + done.stderr
+
+
+@pytest.mark.e2e
 def test_demo_fails_when_the_totals_miss_the_bill(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -284,7 +307,8 @@ def test_demo_fails_when_the_totals_miss_the_bill(
     monkeypatch.setattr(run, "StandIn", Silent)
     assert run.main([*QUICK, "--users", "1", "--questions", "2"]) == 1
     said = " ".join(capsys.readouterr().out.split())
-    assert "observed: DIFFERENT (/metrics 0 / 0; spans 0 / 0; log lines 0 / 0)" in said
+    assert "observed: DIFFERENT (/metrics 0 / 0; spans 0 / 0; logs 0 / 0)" in said
+    assert re.search(rf"{SMALL_MODEL} v1 2 0 [\d.]+ [\d.]+ 0\+ 0\+ \$0\.0000\+ 0", said), "more is owed than is known"
 
 
 @pytest.mark.e2e
@@ -302,7 +326,7 @@ def test_demo_refuses_a_number_that_cannot_be(users: str, capsys: pytest.Capture
     with pytest.raises(SystemExit) as refusal:
         run.main(["--users", users])
     assert refusal.value.code == 2
-    assert "--users" in capsys.readouterr().err
+    assert f"--users: '{users}' is not a whole number of 1 or more" in capsys.readouterr().err
 
 
 def test_wheel_holds_the_examples() -> None:

@@ -41,7 +41,7 @@ class Sink:
         self.lines.append(line)
 
 
-def make_slow(target: Handoff, seconds: float = 0.06) -> None:
+def make_slow(target: Handoff, seconds: float = 0.25) -> None:
     """One piece of work that blocks longer than any thread switch."""
     target.run(time.sleep, seconds)
 

@@ -421,14 +421,23 @@ def test_an_instance_that_raises_on_every_attribute_stops_no_call(ledger: Ledger
 
 def test_strict_mode_raises_from_the_handler(ledger: Ledger) -> None:
     """The suite's own mode."""
+
+    class BrokenEnd(RecordCallback):
+        def finished(self, record: CallRecord) -> None:
+            raise RuntimeError("finished")
+
+    class BrokenStart(Capture):
+        def started(self, start: CallStart) -> None:
+            raise RuntimeError("started")
+
+    at_start, at_end = BrokenStart(), BrokenEnd()
     with pytest.raises(RuntimeError, match="started"):
-        ledger.open(Broken(), "module", "c1", Answer(), {})
-    broken = Broken()
-    ledger._open.clear()
-    with pytest.raises(RuntimeError, match="started"):
-        ledger.open(broken, "module", "c2", Answer(), {})
+        ledger.open(at_start, "module", "c1", Answer(), {})
+    ledger.open(at_end, "module", "c2", Answer(), {})
     with pytest.raises(RuntimeError, match="finished"):
-        ledger.close(broken, "c2", None, None)
+        ledger.close(at_end, "c2", None, None)
+    ledger.close(at_start, "c1", None, None)
+    assert len(at_start.records) == 1
 
 
 # --- content and price -----------------------------------------------------------------------------------------------
@@ -497,7 +506,7 @@ def test_a_raising_detector_drops_the_content_and_keeps_the_numbers(
 def test_raw_content_is_free_of_credentials_all_the_same(ledger: Ledger) -> None:
     """Personal data stays, keys go, also those that the LM was given."""
     wants = Wants("raw")
-    lm = offline_lm("x", api_key="correct-horse-battery")
+    lm = dspy.LM("openai/gpt-4o-mini", api_key="correct-horse-battery")
     with content_plan(wants):
         ledger.open(wants, "lm", "l", lm, {"prompt": "alice@example.com says correct-horse-battery", "kwargs": {}})
         ledger.close(wants, "l", ["ok"], None)

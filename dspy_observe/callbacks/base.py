@@ -24,8 +24,12 @@ from dspy_observe.errors import ConfigurationError
 from dspy_observe.ledger import LEDGER
 from dspy_observe.readers import Plan, Reader, Recorder, Route
 from dspy_observe.records import CALL_KINDS, CallKind, RegistryEvent, Score
+from dspy_observe.redaction import redact_event, redact_score
 
 __all__ = ["CallbackGroup", "RecordCallback"]
+
+
+_GUARD_EVENT = safety.guard("redaction.event")
 
 
 class _DSPyHandlers(BaseCallback, Recorder):
@@ -149,13 +153,25 @@ class CallbackGroup(_DSPyHandlers):
         return self._plan
 
     def happened(self, event: RegistryEvent) -> None:
-        """Tell every reader of a change in the registry."""
+        """Tell every reader of a change in the registry, without what is private in its fields."""
+        clean = None
+        with _GUARD_EVENT:
+            clean = redact_event(event, self.plan.redactors)
+        if clean is None:
+            return
+        event = clean
         for reader in self.readers:
             with safety.guard(f"{type(reader).__name__}.happened"):
                 reader.happened(event)
 
     def scored(self, score: Score) -> None:
-        """Tell every reader of a score."""
+        """Tell every reader of a score, without what is private in its fields."""
+        clean = None
+        with _GUARD_EVENT:
+            clean = redact_score(score, self.plan.redactors)
+        if clean is None:
+            return
+        score = clean
         for reader in self.readers:
             with safety.guard(f"{type(reader).__name__}.scored"):
                 reader.scored(score)

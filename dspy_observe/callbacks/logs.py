@@ -28,6 +28,7 @@ from dspy_observe.environment import env_default
 from dspy_observe.errors import ConfigurationError
 from dspy_observe.handoff import Handoff
 from dspy_observe.records import CallRecord, RegistryEvent, Score
+from dspy_observe.redaction import redact_event, redact_score
 
 __all__ = ["LogCallback", "Logs"]
 
@@ -90,11 +91,12 @@ class LogCallback(RecordCallback):
     def happened(self, event: RegistryEvent) -> None:
         """Log one registry event."""
         failed = event.name.endswith("_error")
+        event = redact_event(event)
         self._emit(event.name, "error" if failed else "ok", _event_fields, event)
 
     def scored(self, score: Score) -> None:
         """Log one score."""
-        self._emit(LOG_SCORE, "ok", _score_fields, score)
+        self._emit(LOG_SCORE, "ok", _score_fields, redact_score(score))
 
     def flush(self, timeout_s: float) -> bool:
         """Wait for lines that a slow logger has not taken yet; returns whether all are written."""

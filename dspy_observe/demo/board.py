@@ -21,7 +21,7 @@ from dspy_observe.records import ADAPTER_KINDS, CallRecord, CallStart, Score
 __all__ = ["Board", "count", "dollars", "milliseconds", "percentile"]
 
 _MISSING: Final = "-"
-"""What is not known is never shown as 0."""
+"""Shown where there is nothing to show a figure of."""
 
 
 @dataclass(slots=True)
@@ -37,7 +37,10 @@ class _Calls:
     completion: int = 0
     cost_usd: float = 0.0
     saved_usd: float = 0.0
+    unmetered: int = 0
+    """Answers whose tokens are not known."""
     unpriced: int = 0
+    """Answers whose cost is not known."""
 
 
 @dataclass(slots=True)
@@ -121,10 +124,10 @@ class Board(RecordCallback):
         if record.usage is not None:
             calls.prompt += record.usage.prompt or 0
             calls.completion += record.usage.completion or 0
-        if record.cost_usd is not None:
-            calls.cost_usd += record.cost_usd
-        elif record.outcome == "ok":
-            calls.unpriced += 1
+        calls.cost_usd += record.cost_usd or 0.0
+        if record.outcome == "ok":
+            calls.unmetered += record.usage is None or record.usage.total is None
+            calls.unpriced += record.cost_usd is None
 
     def _run_table(self) -> Table:
         table = _table("program", "version", "runs", "now", "p50 s", "p95 s", "fail", "unreadable", "score")
@@ -179,17 +182,22 @@ def milliseconds(duration_s: float) -> str:
 
 
 def _figures(calls: _Calls, durations_s: Sequence[float]) -> tuple[str | Text, ...]:
-    cost = dollars(calls.cost_usd) + ("+" if calls.unpriced else "")
     return (
         count(calls.calls), count(calls.hits), _seconds(durations_s, 50), _seconds(durations_s, 95),
-        count(calls.prompt), count(calls.completion), cost, _alarm(calls.errors),
+        _known(count(calls.prompt), calls.unmetered), _known(count(calls.completion), calls.unmetered),
+        _known(dollars(calls.cost_usd), calls.unpriced), _alarm(calls.errors),
     )  # fmt: skip
+
+
+def _known(total: str, unknown: int) -> str:
+    """A total, with a ``+`` where calls of unknown size come on top."""
+    return f"{total}+" if unknown else total
 
 
 def _sum(rows: Iterable[_Calls]) -> _Calls:
     total = _Calls()
     for row in rows:
-        for name in ("calls", "hits", "errors", "prompt", "completion", "cost_usd", "unpriced"):
+        for name in ("calls", "hits", "errors", "prompt", "completion", "cost_usd", "unmetered", "unpriced"):
             setattr(total, name, getattr(total, name) + getattr(row, name))
     return total
 

@@ -99,7 +99,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--plain", action="store_true", help="print tables now and then instead of a live display")
     parser.add_argument("--offline", action="store_true", help="use the stand-in model even if OPENAI_API_KEY is set")
     parser.add_argument("--users", type=_positive, default=6, help="users at once (default: 6)")
-    parser.add_argument("--questions", type=_positive, default=14, help="questions of each user (default: 14)")
+    parser.add_argument("--questions", type=_positive, default=18, help="questions of each user (default: 18)")
     parser.add_argument("--seed", type=int, default=1, help="who asks what, and how fast the stand-in model is")
     parser.add_argument("--seconds-limit", type=float, default=30.0, help="nobody asks after this time (default: 30)")
     parser.add_argument("--pace", type=float, default=1.0, help="factor on the stand-in model's thinking time")
@@ -107,10 +107,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
 
 
 @contextmanager
@@ -181,7 +180,7 @@ def _introduce(console: Console, provider: _Provider, sinks: _Sinks, options: ar
     console.print(
         f"{options.users} users ask {options.questions} questions each, as threads and as asyncio tasks.\n"
         f"program  {examples_folder() / 'question_answering.py'}\n"
-        "         v1 reads one passage; v2 reads three and may call an agent that can search\n"
+        "         v1 reads one passage; v2 reads three and may call a searching agent\n"
         f"model    {where}\n"
         f"metrics  {sinks.observer.metrics_url}\n",
         soft_wrap=True,
@@ -243,7 +242,7 @@ def _conclude(console: Console, provider: _Provider, sinks: _Sinks) -> bool:
     console.print(Rule("The bill", align="left"))
     agreed = _settle(
         console, provider, sinks.board,
-        {"/metrics": metric_tokens(page), "spans": span_tokens(spans), "log lines": log_tokens(lines)},
+        {"/metrics": metric_tokens(page), "spans": span_tokens(spans), "logs": log_tokens(lines)},
     )  # fmt: skip
     console.print()
     console.print(Rule("Where to look next", align="left"))
@@ -255,8 +254,8 @@ _NEXT: Final = """\
 your program  dspy_observe.configure(metrics=dspy_observe.Metrics(port=9464))
 the guide     README.md
 the example   examples/question_answering.py, a start for a program of your own
-the traces    OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4318 sends them to your collector
-a real model  OPENAI_API_KEY=... asks OpenAI's"""
+the traces    set OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4318 (your collector)
+a real model  set OPENAI_API_KEY (some cents a run)"""
 
 
 def _scrape(observer: Observer) -> str:
@@ -280,7 +279,9 @@ def _log_lines(lines: Sequence[str], spans: Sequence[ReadableSpan]) -> list[str]
 def _print_raw(console: Console, lines: Sequence[str]) -> None:
     """As they are, so that they can be copied; the terminal wraps what is too long."""
     for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        text = Text(line)
+        text.highlight_regex(r"^[a-z_]+|[0-9.e+-]+$", "bold")
+        console.print(text, soft_wrap=True)
     console.print()
 
 
@@ -298,7 +299,8 @@ def _settle(console: Console, provider: _Provider, board: Board, observed: dict[
     said = "; ".join(f"{source} {count(it.prompt)} / {count(it.completion)}" for source, it in differing.items())
     verdict = Text(f"observed: DIFFERENT ({said})", "bold red") if said else Text(f"observed: same ({others})", "green")
     line = f"{title}: {count(bill.prompt)} prompt / {count(bill.completion)} completion tokens; "
-    console.print(Text(line).append_text(verdict), soft_wrap=True)
+    whole_lines = not console.is_terminal  # for whoever greps a log of this
+    console.print(Text(line).append_text(verdict), soft_wrap=whole_lines)
     if server is not None and model is not None:
         requests, went_out = len(server.requests), board.went_out
         refusals = ", ".join(f"{number} with {status}" for status, number in sorted(model.refused.items())) or "none"
@@ -306,6 +308,6 @@ def _settle(console: Console, provider: _Provider, board: Board, observed: dict[
             f"{count(requests)} requests for {count(went_out)} LM calls: refused {refusals}; "
             f"{requests - went_out} were retries, {board.failed} calls failed",
             highlight=False,
-            soft_wrap=True,
+            soft_wrap=whole_lines,
         )
     return not differing

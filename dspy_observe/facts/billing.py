@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -15,12 +16,14 @@ from dspy.clients.costs import estimate_cost
 from dspy_observe.facts.calls import causes
 from dspy_observe.facts.lm import LMCapture
 from dspy_observe.records import Usage
+from dspy_observe.redaction import redact, redact_name
 
 __all__ = ["LMFacts", "gather", "normalise_usage"]
 
 _HISTORY_SCAN: Final = 1_000  # newest entries looked at by identity; ours is among the last of all running threads
 _NOTHING_BILLED: Final = Usage(0, 0, 0, 0, 0)
 _UNKNOWN: Final = Usage()
+_ID: Final = re.compile(r"[A-Za-z0-9_.:\-]{1,96}\Z")
 _NUMBERS: Final = (int, float)
 _USUAL_TIERS: Final = (None, "auto", "default", "standard", "ON_DEMAND")
 """``service_tier`` values that DSPy's price list bills at the plain rate (``dspy/clients/costs.py``)."""
@@ -87,9 +90,9 @@ def gather(
         listed if cache_hit else None,
         cache_hit,
         exception is not None and usage.known,
-        _text(entry.get("response_model") or _field(first, "model")),
-        _text(_field(first, "id")),
-        _finish_reason(first),
+        redact_name(_text(entry.get("response_model") or _field(first, "model"))),
+        _opaque(_text(_field(first, "id"))),
+        redact_name(_finish_reason(first)),
         None if exception is None else any(type(cause).__name__ in _CUT_OFF for cause in causes(exception)),
     )
 
@@ -269,6 +272,11 @@ def _field(response: Any, name: str) -> Any:
 
 def _text(value: Any) -> str | None:
     return value if isinstance(value, str) and value else None
+
+
+def _opaque(made: str | None) -> str | None:
+    """An id that the provider made. Each one is new, and scanning them all would cost more than the rest of a record."""
+    return made if made is None or _ID.match(made) else redact(made)
 
 
 def _finish_reason(response: Any) -> str | None:

@@ -17,6 +17,7 @@ from dspy_observe.errors import ConfigurationError
 from dspy_observe.facts.identity import WeakIdentityMap
 from dspy_observe.facts.lm import HistoryTap
 from dspy_observe.records import ROLES, CallKind, CallStart, Outcome, make_call_start
+from dspy_observe.redaction import redact, redact_name
 
 __all__ = [
     "Tag",
@@ -87,12 +88,13 @@ def tag(module: object, name: str, version: str | None = None, role: str = "stab
     if not isinstance(module, dspy.Module):
         raise ConfigurationError("module", f"{type(module).__name__} is not a dspy.Module", "Pass a program instance")
     if not isinstance(name, str) or not name:
-        raise ConfigurationError("name", f"{name!r} is no name", "Give the name it has in the registry")
+        raise ConfigurationError("name", f"{redact(repr(name))} is no name", "Give the name it has in the registry")
     if version is not None and (not isinstance(version, str) or not version):
-        raise ConfigurationError("version", f"{version!r} is no version", 'Give a text such as "v3", or None')
+        shown = redact(repr(version))
+        raise ConfigurationError("version", f"{shown} is no version", 'Give a text such as "v3", or None')
     if role not in ROLES:
-        raise ConfigurationError("role", f"{role!r} is not a role", f"Use one of {', '.join(ROLES)}")
-    _tags.set(module, Tag(name, version, role))
+        raise ConfigurationError("role", f"{redact(repr(role))} is not a role", f"Use one of {', '.join(ROLES)}")
+    _tags.set(module, Tag(redact_name(name), redact_name(version), role))
 
 
 def tag_of(module: object) -> Tag | None:
@@ -154,14 +156,14 @@ def begin(
     model = provider = None
     streaming = None
     if kind == "lm":
-        name = model = str(getattr(instance, "model", None) or type(instance).__name__)
+        name = model = redact_name(_model_name(instance))
         prefix, slash, _ = model.partition("/")
         provider = _PROVIDERS.get(prefix, prefix) if slash else None
         streaming = dspy.settings.send_stream is not None
     elif kind == "tool":
-        name = str(getattr(instance, "name", None) or type(instance).__name__)
+        name = redact_name(str(getattr(instance, "name", None) or type(instance).__name__))
     else:
-        name = type(instance).__name__
+        name = redact_name(type(instance).__name__)
     is_program = False
     if parent is not None and parent.kind == "module" and not (_tags and _tags.get(instance)):
         # The usual case: below a module, whose program it belongs to.
@@ -188,6 +190,13 @@ def begin(
         started_at,
         None,
     )
+
+
+def _model_name(instance: Any) -> str:
+    model = getattr(instance, "model", None) or type(instance)
+    if isinstance(model, str):
+        return str(model)
+    return str(getattr(model, "__name__", None) or type(model).__name__)  # a function that embeds, say
 
 
 def _caller_modules() -> tuple[Any, ...]:
@@ -229,7 +238,7 @@ def _identify(
         if found is not None:
             return found.name, found.version, "eval" if trial else found.role
     outermost = modules[0] if modules else subject if isinstance(subject, dspy.Module) else None
-    program = type(outermost).__name__ if outermost is not None else None
+    program = redact_name(type(outermost).__name__) if outermost is not None else None
     return program, None, "eval" if trial else "stable"
 
 
@@ -242,7 +251,7 @@ def evaluation(inputs: dict[str, Any], outputs: Any) -> tuple[float | None, str]
     dataset = metadata.get("dataset") if isinstance(metadata, dict) else None
     percent = getattr(outputs, "score", None)
     score = percent / 100 if isinstance(percent, int | float) and not isinstance(percent, bool) else None
-    return score, str(dataset) if dataset else "devset"
+    return score, redact_name(str(dataset)) if dataset else "devset"
 
 
 def causes(exception: BaseException) -> Iterator[BaseException]:

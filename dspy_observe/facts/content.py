@@ -15,9 +15,11 @@ from typing import Any, Final
 import dspy
 from dspy import lm15
 
+from dspy_observe.facts.identity import WeakIdentityMap
 from dspy_observe.records import CallKind
+from dspy_observe.redaction.keynames import DEFAULT_ALLOW, DEFAULT_DENY_KEYS, KeyNames
 
-__all__ = ["credentials_of", "inputs_of", "outputs_of"]
+__all__ = ["credentials_ahead", "credentials_of", "inputs_of", "outputs_of"]
 
 _MAX_DEPTH: Final = 12
 _MAX_ITEMS: Final = 1_000
@@ -34,6 +36,7 @@ _SAMPLING: Final = frozenset(
 
 _SECRET_WORDS: Final = ("key", "token", "secret", "password", "authorization", "credential")
 _COUNTS: Final = ("tokens", "max_", "num_")
+_NAMES: Final = KeyNames(DEFAULT_DENY_KEYS, DEFAULT_ALLOW)
 _MIN_SECRET: Final = 8  # characters; shorter ones ("x", "EMPTY") are placeholders and would blank out ordinary words
 
 
@@ -81,6 +84,34 @@ def credentials_of(instance: Any, inputs: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def credentials_ahead(module: Any, inputs: Mapping[str, Any]) -> list[str]:
+    """Credentials of the LMs that a module is about to call: what :func:`credentials_of` will find in them.
+
+    Taken are the LM in force, the one given to this call, and those of the module's predictors, which are looked up
+    at the first call of an instance; an LM set later becomes known when it is called.
+
+    Args:
+        module: The module that is called.
+        inputs: DSPy's argument dictionary; only read.
+    """
+    given = inputs.get("kwargs")
+    if not isinstance(given, Mapping):
+        given = {}
+    lms = [dspy.settings.lm, given.get("lm")]
+    if _looked_up.get(module) is None:
+        _looked_up.set(module, True)
+        if isinstance(module, dspy.Module):
+            lms.extend(predictor.lm for _, predictor in module.named_predictors())
+    found = [secret for lm in lms if lm is not None for secret in credentials_of(lm, {})]
+    config = given.get("config")
+    if isinstance(config, Mapping):
+        _collect(config, found, 0)
+    return found
+
+
+_looked_up: WeakIdentityMap[bool] = WeakIdentityMap()
+
+
 def _collect(source: Mapping[Any, Any], found: list[str], depth: int) -> None:
     for name, value in source.items():
         if isinstance(value, Mapping) and depth < _MAX_DEPTH:
@@ -94,7 +125,8 @@ def _collect(source: Mapping[Any, Any], found: list[str], depth: int) -> None:
 
 def _is_secret(name: str) -> bool:
     lowered = name.lower()
-    return any(word in lowered for word in _SECRET_WORDS) and not any(word in lowered for word in _COUNTS)
+    named = any(word in lowered for word in _SECRET_WORDS) and not any(word in lowered for word in _COUNTS)
+    return named or _NAMES.is_secret(name)
 
 
 def _lm_inputs(instance: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:

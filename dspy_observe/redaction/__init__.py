@@ -67,6 +67,7 @@ from dspy_observe.redaction.errors import RedactionConfigError
 from dspy_observe.redaction.explain import explain
 from dspy_observe.redaction.keynames import DEFAULT_ALLOW, DEFAULT_DENY_KEYS
 from dspy_observe.redaction.logs import RedactingFilter, StructlogRedactor
+from dspy_observe.redaction.names import redact_event, redact_name, redact_score
 from dspy_observe.redaction.operators import Drop, Fixed, KeyedHash, Label, Mask, Operator
 from dspy_observe.redaction.options import Redaction
 from dspy_observe.redaction.redactor import Redactor, credentials_only, redact
@@ -98,6 +99,9 @@ __all__ = [
     "credentials_only",
     "explain",
     "redact",
+    "redact_event",
+    "redact_name",
+    "redact_score",
 ]
 
 

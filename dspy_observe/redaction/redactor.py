@@ -272,3 +272,6 @@ def redact(text: str) -> str:
             if _default is None:
                 _default = Redactor()
     return _default.redact_text(text)
+
+
+safety.clean_names_with(redact)

@@ -21,6 +21,8 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
+from tests.benchmarks.rounds import THREADS
+
 _PACKAGES: Final = ("dspy", "opentelemetry-sdk", "structlog", "openinference-instrumentation-dspy", "mlflow")
 _FOREIGN: Final = ("OTEL_", "DSPY_", "MLFLOW_", "PROMETHEUS_", "OPENAI_")
 _LIMITS: Final = {"all, configure()": 1.4, "all, redacted content, 4 KB prompt": 1.8}
@@ -29,8 +31,11 @@ _ROUNDS: Final = {"overhead": 60, "peers": 40}
 _QUICK_ROUNDS: Final = {"overhead": 8, "peers": 6}
 _STOPS: Final = (1_000, 10_000, 100_000)
 _QUICK_STOPS: Final = (100, 1_000, 10_000)
+_PIPE_WIDTH: Final = 120
+"""Columns where no terminal says how many it has."""
 
 Result = dict[str, Any]
+Cells = tuple[list[str], list[list[str]]]
 _status = Console(stderr=True)
 
 
@@ -88,31 +93,20 @@ def _run(quick: bool) -> Result:
     return {"machine": machine, "overhead": rows, "memory": memory}
 
 
-def _ratio_cells(result: Result) -> list[list[str]]:
-    """One line for each variant, its threads side by side."""
-    rows: dict[str, dict[int, Result]] = {}
-    for row in result["overhead"]:
-        rows.setdefault(row["name"], {})[row["threads"]] = row
-    cells = []
-    for name, by_threads in rows.items():
-        line = [name]
-        for row in by_threads.values():
-            line += [
-                f"{row['ratio']:.2f} ({row['ratio_q1']:.2f}-{row['ratio_q3']:.2f})", f"{row['cpu_ratio']:.2f}",
-                f"{row['call_us']:.0f}",
-            ]  # fmt: skip
-        line.append(f"{_LIMITS[name]:.1f}" if name in _LIMITS else "")
-        cells.append(line)
-    return cells
+def _ratio_table(result: Result, threads: int) -> Cells:
+    heads = [f"a program call, {threads} thread{'s' * (threads > 1)}", "ratio", "quartiles", "CPU ratio", "µs", "limit"]
+    return heads, [
+        [
+            row["name"], f"{row['ratio']:.2f}", f"{row['ratio_q1']:.2f} to {row['ratio_q3']:.2f}",
+            f"{row['cpu_ratio']:.2f}", f"{row['call_us']:.0f}",
+            f"{_LIMITS[row['name']]:.1f}" if row["name"] in _LIMITS else "",
+        ]
+        for row in result["overhead"]
+        if row["threads"] == threads
+    ]  # fmt: skip
 
 
-_RATIO_HEADS: Final = [
-    "time of a program call", "1 thread: ratio (quartiles)", "CPU", "µs", "16 threads: ratio (quartiles)", "CPU", "µs",
-    "limit",
-]  # fmt: skip
-
-
-def _memory_table(result: Result) -> tuple[list[str], list[list[str]]]:
+def _memory_table(result: Result) -> Cells:
     stops = list(result["memory"][0]["resident_mb"])
     heads = ["resident memory after calls, MB", *(f"{int(stop):,}" for stop in stops), "last step", "open calls"]
     cells = []
@@ -133,33 +127,31 @@ def _facts(result: Result) -> str:
 
 
 _NOTES: Final = (
-    "Ratios are medians over interleaved rounds of the wall time a call to that of one no-op callback in the same round, "
-    "with quartiles; CPU is the same ratio of processor time. Rows with a 4 KB prompt are compared with a no-op callback "
-    "at that prompt, and the peers with the no-op callback of their own process. Peers record traces only, their content "
-    "not redacted. Exporters and the log sink discard. For memory, DSPy's own history of calls is cut to 100 entries."
+    "Ratios are medians over interleaved rounds: the wall time of a call to that of a call with one no-op callback in "
+    "the same round; the CPU ratio is that of processor time, which other processes disturb less. Rows with a 4 KB "
+    "prompt are compared with a no-op callback at that prompt, peers with the no-op callback of their own process. "
+    "Peers record traces only, with content that is not redacted. Exporters and the log sink discard. DSPy itself "
+    "keeps the last 10,000 LM calls of a process, which fill memory up to then; its other histories are cut to 100 calls."
 )
 
 
-def _print_rich(result: Result) -> None:
-    console = Console()
-    for heads, cells in ((_RATIO_HEADS, _ratio_cells(result)), _memory_table(result)):
-        table = Table(*heads[:1])
+def _print(result: Result, *, markdown: bool) -> None:
+    console = Console() if sys.stdout.isatty() else Console(width=_PIPE_WIDTH)
+    for heads, cells in (*(_ratio_table(result, threads) for threads in THREADS), _memory_table(result)):
+        if markdown:
+            lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *cells]
+            print("\n".join(f"| {' | '.join(line)} |" for line in lines), end="\n\n")
+            continue
+        table = Table(heads[0])
         for head in heads[1:]:
             table.add_column(head, justify="right")
         for line in cells:
             table.add_row(*line)
         console.print(table)
-    console.print(_facts(result), _NOTES, style="dim", highlight=False)
-
-
-def _print_markdown(result: Result) -> None:
-    for heads, cells in ((_RATIO_HEADS, _ratio_cells(result)), _memory_table(result)):
-        print("| " + " | ".join(heads) + " |")
-        print("| --- |" + " ---: |" * (len(heads) - 1))
-        for line in cells:
-            print("| " + " | ".join(line) + " |")
-        print()
-    print(_facts(result), _NOTES)
+    if markdown:
+        print(_facts(result), _NOTES)
+    else:
+        console.print(_facts(result), _NOTES, style="dim", highlight=False)
 
 
 def main() -> int:
@@ -176,7 +168,7 @@ def main() -> int:
         return 1
     if options.json is not None:
         options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    (_print_markdown if options.markdown else _print_rich)(result)
+    _print(result, markdown=options.markdown)
     if not options.quick and importlib.util.find_spec("tests.benchmarks.bench_redaction"):
         sys.stdout.flush()
         subprocess.run([sys.executable, "-m", "tests.benchmarks.bench_redaction"], check=True)

@@ -1,8 +1,9 @@
 """Resident memory of a process that makes many program calls, watched and not.
 
-DSPy itself keeps the last 10,000 LM calls of the process and of each LM, which would hide anything else: here its
-``max_history_size`` is 100. Every call asks another question, so that whatever remembers texts has something to
-remember. Linux only: it reads ``/proc/self/statm``.
+DSPy itself keeps the last 10,000 LM calls three times over: of the LM, of each module (both cut to 100 here, by
+``max_history_size``), and of the process, a fixed number that is reached at 10,000 calls. From there on memory has to
+be flat; up to there, compare with the process that is not watched. Every call asks another question, so that whatever
+remembers texts has something to remember. Linux only: it reads ``/proc/self/statm``.
 
 Run by the runner as ``python -m tests.benchmarks.memory WATCHED CALLS...``; prints JSON lines.
 """

@@ -67,8 +67,8 @@ def _mlflow() -> Install:
 
 
 PEERS: dict[str, tuple[str, Callable[[], Install]]] = {
-    "openinference": ("OpenInference DSPyInstrumentor", _openinference),
-    "mlflow": ("MLflow dspy.autolog", _mlflow),
+    "openinference": ("OpenInference", _openinference),
+    "mlflow": ("MLflow autolog", _mlflow),
 }
 
 
@@ -81,9 +81,9 @@ def _main(peer: str, rounds: int) -> None:
             program,
             [
                 Variant(NO_OP, listed(BaseCallback()), SHORT_QUESTION, NO_OP),
-                Variant(f"{name} (traces only)", install, SHORT_QUESTION, NO_OP),
+                Variant(f"{name}, traces only", install, SHORT_QUESTION, NO_OP),
                 Variant(NO_OP_LONG, listed(BaseCallback()), LONG_QUESTION, NO_OP_LONG),
-                Variant(f"{name} (traces only), 4 KB prompt", install, LONG_QUESTION, NO_OP_LONG),
+                Variant(f"{name}, traces only, 4 KB prompt", install, LONG_QUESTION, NO_OP_LONG),
             ],
             rounds=rounds,
         )

@@ -24,8 +24,8 @@ __all__ = ["LONG_QUESTION", "SHORT_QUESTION", "Discard", "Program", "prepare", "
 SHORT_QUESTION: Final = "Which river flows through Vienna?"
 
 _TICKET: Final = (
-    "Ticket 7: the customer wrote from anna.bauer@example.com that order 4411 arrived with a broken lid, and asked for a "
-    "call back on +43 1 58801 4401.\n"
+    "Ticket 7: the customer wrote from anna.bauer@example.com that order 4411 arrived with a broken lid, and asked for "
+    "a call back on +43 1 58801 4401.\n"
 )
 _NOTE: Final = (
     "Note {n}: the agent answered that photographs of the parcel are needed, that the warranty of two years covers "
@@ -76,7 +76,7 @@ def say(text: str) -> None:
 
 
 def report(result: object) -> None:
-    """Hand the runner this process' result, and what of the telemetry was lost on the way: nothing, or it proves nothing."""
+    """Hand the runner this process' result, and what telemetry was lost on the way; any loss makes it worthless."""
     _line({"result": result, "swallowed": safety.counts()})
 
 

@@ -22,7 +22,7 @@ __all__ = ["NO_OP", "NO_OP_LONG", "THREADS", "Variant", "measure"]
 NO_OP: Final = "one no-op callback"
 NO_OP_LONG: Final = "one no-op callback, 4 KB prompt"
 THREADS: Final = (1, 16)
-_CALLS: Final = 96
+_CALLS: Final = 48
 """Program calls of a block, a multiple of every number of threads: some tens of milliseconds."""
 _WARM_UP: Final = 1
 """Untimed calls of each thread before a block: what is made once, such as a metric's child, is made here."""

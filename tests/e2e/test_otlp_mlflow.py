@@ -1,4 +1,4 @@
-"""A real MLflow tracking server takes our spans over OTLP and shows every program run as one trace with its true bill."""
+"""A real MLflow tracking server takes our spans over OTLP and shows a program run as one trace with its true bill."""
 
 from __future__ import annotations
 
@@ -194,9 +194,7 @@ def test_every_program_run_is_one_trace_with_its_own_bill(tracking: Tracking, pr
         assert trace.info.token_usage["output_tokens"] == bill.completion_tokens
 
 
-def test_work_on_parallel_threads_stays_in_the_trace_of_its_program(
-    tracking: Tracking, provider: OpenAIServer
-) -> None:
+def test_work_on_parallel_threads_stays_in_the_trace_of_its_program(tracking: Tracking, provider: OpenAIServer) -> None:
     """Four calls on the threads of ``dspy.Parallel`` hang below the one program run that made them."""
     with observe() as observer:
         FanOut()(question="where?")
@@ -218,12 +216,11 @@ def test_an_agent_run_shows_its_steps_and_tools(tracking: Tracking, provider: Op
         """Looks a topic up."""
         return f"{topic} is a river"
 
-    provider.script(
-        [
-            "[[ ## next_thought ## ]]\nI look it up.\n\n[[ ## next_tool_name ## ]]\nlook_up\n\n"
-            '[[ ## next_tool_args ## ]]\n{"topic": "Danube"}\n\n[[ ## completed ## ]]'
-        ]
+    first_step = (
+        "[[ ## next_thought ## ]]\nI look it up.\n\n[[ ## next_tool_name ## ]]\nlook_up\n\n"
+        '[[ ## next_tool_args ## ]]\n{"topic": "Danube"}\n\n[[ ## completed ## ]]'
     )
+    provider.script([first_step])
     with observe() as observer:
         dspy.ReAct("question -> answer", tools=[look_up])(question="What is the Danube?")
         assert observer.flush(60)

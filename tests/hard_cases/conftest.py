@@ -90,10 +90,19 @@ class Watch:
         """Records of LM calls."""
         return [record for record in self.records if record.kind == "lm"]
 
+    @property
+    def modules(self) -> list[CallRecord]:
+        """Records of module calls."""
+        return [record for record in self.records if record.kind == "module"]
+
     def wait_for_lms(self, count: int, timeout_s: float = 10.0) -> None:
-        """Wait for the records of calls that end in other threads; it blocks its own."""
+        """Wait for that many LM records; see :meth:`wait_for`."""
+        self.wait_for(lambda: len(self.lms) >= count, timeout_s)
+
+    def wait_for(self, happened: Callable[[], bool], timeout_s: float = 10.0) -> None:
+        """Wait for records of calls that end in other threads; it blocks its own."""
         with self.arrivals.changed:
-            assert self.arrivals.changed.wait_for(lambda: len(self.lms) >= count, timeout_s), self.lms
+            assert self.arrivals.changed.wait_for(happened, timeout_s), self.records
 
     def total(self, metric: str, **labels: str) -> float:
         """The sum of a counter's series that carry these labels."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 import pytest
+from prometheus_client import CollectorRegistry
 
 from dspy_observe import CallbackGroup, CostCallback, LatencyCallback, Metrics
 from dspy_observe.openai_server import OpenAIServer
@@ -80,8 +81,6 @@ async def test_a_hook_takes_less_than_a_millisecond_of_the_event_loop(
     numbered_server: OpenAIServer, lm: MakeLM
 ) -> None:
     """Case 2: among 200 gathered calls the typical hook uses less than 1 ms of the loop's processor time."""
-    from prometheus_client import CollectorRegistry
-
     metrics = Metrics(collector_registry=CollectorRegistry())
     group = TimedGroup(LatencyCallback(metrics), CostCallback(metrics=metrics))
     with dspy.context(lm=lm(), callbacks=[group]):

@@ -31,14 +31,10 @@ def test_three_candidates_are_summed(
     assert watch.agrees_with(server.bills)
 
 
-@pytest.mark.parametrize("history", [True, False])
-def test_one_candidate_without_figures_leaves_the_cost_unknown(
-    history: bool, watch: Watch, server: OpenAIServer, lm: MakeLM
-) -> None:
+def test_one_candidate_without_figures_leaves_the_cost_unknown(watch: Watch, server: OpenAIServer, lm: MakeLM) -> None:
     """Case 9: with one of three replies unreported, the tokens told are counted and the sum of prices is unknown."""
     server.script(["a", Reply(text="b", report_usage=False), "c"])
-    with dspy.context(disable_history=not history):
-        lm()("Why?", n=3)
+    lm()("Why?", n=3)
     assert len(server.bills) == 3
     told = [bill for bill in server.bills if bill.usage_sent]
     assert len(told) == 2
@@ -80,7 +76,7 @@ def test_a_second_attempt_in_json_is_a_call_of_its_own(
     server.script(["not what was asked for"])
     with dspy.context(lm=lm(engine=engine)):
         assert dspy.Predict("question -> answer")(question="Why?").answer.startswith("The answer to: Why?")
-    (module,) = [record for record in watch.records if record.kind == "module"]
+    (module,) = watch.modules
     assert [record.root_id for record in watch.lms] == [module.call_id] * 2
     assert {record.parent_id for record in watch.lms} == {module.call_id}
     assert [record.usage.prompt for record in watch.lms if record.usage] == [1001, 1002]
@@ -88,14 +84,12 @@ def test_a_second_attempt_in_json_is_a_call_of_its_own(
     assert watch.agrees_with(server.bills)
 
 
-def test_tokens_of_an_answer_that_cannot_be_parsed_are_counted(
-    watch: Watch, server: OpenAIServer, lm: MakeLM
-) -> None:
+def test_tokens_of_an_answer_that_cannot_be_parsed_are_counted(watch: Watch, server: OpenAIServer, lm: MakeLM) -> None:
     """Case 12: the LM calls succeed, the module fails, and what the LM billed stays in the books."""
     server.script(["no fields", "no fields either"])
     with dspy.context(lm=lm()), pytest.raises(AdapterParseError):
         dspy.Predict("question -> answer")(question="Why?")
-    (module,) = [record for record in watch.records if record.kind == "module"]
+    (module,) = watch.modules
     assert (module.outcome, module.error_type) == ("error", "AdapterParseError")
     assert [record.outcome for record in watch.lms] == ["ok", "ok"]
     assert watch.total("dspy_adapter_failures_total", stage="parse") == 2
@@ -121,9 +115,7 @@ def test_a_failure_after_the_same_call_succeeded_has_no_usage(
     assert watch.agrees_with(server.bills)
 
 
-def test_retries_are_one_call_whose_duration_holds_the_waits(
-    watch: Watch, server: OpenAIServer, lm: MakeLM
-) -> None:
+def test_retries_are_one_call_whose_duration_holds_the_waits(watch: Watch, server: OpenAIServer, lm: MakeLM) -> None:
     """Case 14: 429 twice and then an answer is one record that lasts at least both waits and claims no attempts."""
     server.script([Failure.rate_limited(0.1), Failure.rate_limited(0.1), "yes"])
     assert lm(num_retries=2)("Why?") == ["yes"]

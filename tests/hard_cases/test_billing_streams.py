@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import dspy
 import pytest
+from dspy.utils.exceptions import LMError
 
 from dspy_observe import Usage
 from dspy_observe.openai_server import OpenAIServer, Reply
@@ -78,9 +79,7 @@ def check_unknown(watch: Watch, server: OpenAIServer, outcome: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ["auto", "litellm"])
-async def test_a_cancelled_call_is_of_unknown_cost(
-    engine: str, watch: Watch, server: OpenAIServer, lm: MakeLM
-) -> None:
+async def test_a_cancelled_call_is_of_unknown_cost(engine: str, watch: Watch, server: OpenAIServer, lm: MakeLM) -> None:
     """Case 15: a call cancelled while the server computes is cancelled, its usage unknown, and counted as such."""
     hold = threading.Event()
     server.script([Reply(text="late", hold=hold)])
@@ -94,34 +93,31 @@ async def test_a_cancelled_call_is_of_unknown_cost(
     check_unknown(watch, server, "cancelled")
 
 
+@pytest.mark.parametrize("awaited", [True, False])
 @pytest.mark.parametrize("engine", ["auto", "litellm"])
-def test_a_call_that_times_out_is_of_unknown_cost(
-    engine: str, watch: Watch, server: OpenAIServer, lm: MakeLM
+async def test_a_call_that_times_out_is_of_unknown_cost(
+    engine: str, awaited: bool, watch: Watch, server: OpenAIServer, lm: MakeLM
 ) -> None:
     """Case 15: a call that the client gives up waiting for has outcome timeout and unknown usage."""
     hold = threading.Event()
     server.script([Reply(text="late", hold=hold)])
-    with pytest.raises(dspy.utils.exceptions.LMError):
-        lm(engine=engine, num_retries=0, timeout=0.2)("Why?")
+    asked = lm(engine=engine, num_retries=0, timeout=0.2)
+    with pytest.raises(LMError):
+        await (asked.acall("Why?") if awaited else asyncio.to_thread(asked, "Why?"))
     hold.set()
-    server.wait_for(lambda: len(server.bills) == 1)
+    await asyncio.to_thread(server.wait_for, lambda: len(server.bills) == 1)
     check_unknown(watch, server, "timeout")
 
 
-async def test_a_native_stream_that_is_cut_is_of_unknown_cost(watch: Watch, server: OpenAIServer, lm: MakeLM) -> None:
-    """Case 15: a connection that breaks in the middle of a native stream is an error of unknown usage."""
+@pytest.mark.parametrize("engine", ["auto", "litellm"])
+async def test_a_stream_that_is_cut_is_of_unknown_cost(
+    engine: str, watch: Watch, server: OpenAIServer, lm: MakeLM
+) -> None:
+    """Case 15: a connection that breaks in the middle of a stream is an error of unknown usage."""
     server.script([Reply(text=ANSWER, cut_after_chunks=4)])
-    with pytest.raises(Exception, match=r"."):
-        await stream(lm(num_retries=0))
-    check_unknown(watch, server, "error")
-
-
-async def test_a_litellm_stream_that_is_cut_is_of_unknown_cost(watch: Watch, server: OpenAIServer, lm: MakeLM) -> None:
-    """Case 15: the same through LiteLLM, whichever end it reports."""
-    server.script([Reply(text=ANSWER, cut_after_chunks=4)])
-    try:
-        await stream(lm(engine="litellm", num_retries=0))
-    except Exception as error:
+    with pytest.raises(Exception, match=r".") as raised:
+        await stream(lm(engine=engine, num_retries=0))
+    assert any(isinstance(error, LMError) for error in getattr(raised.value, "exceptions", [raised.value]))
     check_unknown(watch, server, "error")
 
 
@@ -131,9 +127,21 @@ def test_a_plain_reply_that_is_cut_is_of_unknown_cost(
 ) -> None:
     """Case 15: a body that ends in the middle was computed and billed, and its usage is unknown."""
     server.script([Reply(text=ANSWER, cut_after_chunks=0)])
-    with pytest.raises(dspy.utils.exceptions.LMError):
+    with pytest.raises(LMError):
         lm(engine=engine, num_retries=0)("Why?")
     check_unknown(watch, server, "error")
+
+
+@pytest.mark.parametrize("engine", ["auto", "litellm"])
+def test_a_call_that_never_arrives_is_not_billed(engine: str, watch: Watch, lm: MakeLM) -> None:
+    """Case 15: a refused connection is an error without usage, and no gap in the books."""
+    with OpenAIServer() as gone:
+        address = gone.base_url
+    with pytest.raises(LMError):
+        lm(engine=engine, num_retries=0, api_base=address)("Why?")
+    (record,) = watch.lms
+    assert (record.outcome, record.usage, record.cost_usd, record.cut_off) == ("error", Usage(), None, False)
+    assert watch.total("dspy_unmetered_requests_total") == watch.total("dspy_unpriced_requests_total") == 0
 
 
 @pytest.mark.parametrize("engine", ["auto", "litellm"])

@@ -55,7 +55,7 @@ from dspy_observe.errors import ConfigurationError
 from dspy_observe.handoff import Handoff
 from dspy_observe.ledger import LEDGER
 from dspy_observe.records import ADAPTER_KINDS, CallRecord, CallStart, ContentMode, RegistryEvent, Score
-from dspy_observe.redaction import Redactor
+from dspy_observe.redaction import Redactor, redact_event, redact_score
 
 __all__ = ["OTelCallback", "Tracing"]
 
@@ -93,7 +93,7 @@ class Tracing:
             raise ConfigurationError(
                 "Tracing.capture_content", f"{self.capture_content!r} is no mode", f"Use one of {modes}"
             )
-        if not isinstance(self.max_content_chars, int) or self.max_content_chars < 1:
+        if type(self.max_content_chars) is not int or self.max_content_chars < 1:
             raise ConfigurationError(
                 "Tracing.max_content_chars", f"{self.max_content_chars!r} is below 1", "Use 1 or more characters"
             )
@@ -167,13 +167,14 @@ class OTelCallback(RecordCallback):
         self._handoff.run(span.end, end_time)
 
     def dropped(self, start: CallStart) -> None:
-        span = self._layers.leave(start.call_id)
+        span = self._layers.leave(start.call_id, given_up=True)
         if span is not None:
             span.set_status(StatusCode.ERROR, "call given up by the observer")
             self._handoff.run(span.end)
 
     def happened(self, event: RegistryEvent) -> None:
         """Record a registry event as a span of its own."""
+        event = redact_event(event)
         attributes: dict[str, Any] = {
             name: value
             for name, value in (
@@ -192,6 +193,7 @@ class OTelCallback(RecordCallback):
 
     def scored(self, score: Score) -> None:
         """Record a score as an evaluation result on the span of its call, or on a span of its own."""
+        score = redact_score(score)
         attributes: dict[str, Any] = {
             gen_ai.GEN_AI_EVALUATION_NAME: score.source,
             gen_ai.GEN_AI_EVALUATION_SCORE_VALUE: score.value,
@@ -227,7 +229,7 @@ class OTelCallback(RecordCallback):
         return shield_spans(self._pipeline.tracer_provider, redactor)
 
     def close(self) -> None:
-        """Shut down the exporters that are ours."""
+        """Shut down the exporters that are ours, within seconds; spans that still wait are given up: flush first."""
         self._pipeline.close()
 
     def _foreign_inference(self) -> bool:

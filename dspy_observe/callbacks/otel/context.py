@@ -30,13 +30,14 @@ _SPAN_KEY: Final = next(iter(set_span_in_context(INVALID_SPAN, Context())))
 class Layer:
     """A call's span and the two contexts around it."""
 
-    __slots__ = ("call_id", "context", "open", "owner", "previous", "span")
+    __slots__ = ("call_id", "context", "given_up", "open", "owner", "previous", "span")
 
     def __init__(self, owner: Layers, call_id: str, span: Span, base: Context, previous: Context) -> None:
         self.owner = owner
         self.call_id = call_id
         self.span = span
         self.open = True
+        self.given_up = False
         self.previous = previous
         # One copy of the dictionary instead of the two that set_span_in_context and set_value make.
         self.context = Context({**base, _SPAN_KEY: span, _LAYER: self})
@@ -58,6 +59,10 @@ class Layers:
     def parent_context(self, start: CallStart) -> Context:
         """The context whose span is the parent of a call that begins now."""
         ambient = context_api.get_current()
+        beside = ambient.get(_LAYER)
+        while isinstance(beside, Layer) and beside.call_id == start.call_id:
+            ambient = beside.previous  # what was there before another callback of ours made its span of this call
+            beside = ambient.get(_LAYER)
         layer = self._own(ambient)
         if layer is not None and layer.call_id == start.parent_id:
             current = ambient.get(_SPAN_KEY)
@@ -103,11 +108,15 @@ class Layers:
         layer = self._open.get(call_id)
         return layer.span.get_span_context() if layer is not None else self._ended.get(call_id)
 
-    def leave(self, call_id: str) -> Span | None:
+    def leave(self, call_id: str, *, given_up: bool = False) -> Span | None:
         """Take a call's span out and restore the context that was there before it.
 
         The context is left as it is where the call's layer is not the newest in it: in another context, or when
         somebody else's layer was left behind.
+
+        Args:
+            call_id: The call.
+            given_up: Whether its end will never be told; the calls below it then take its layer out with theirs.
 
         Returns:
             The span, for the caller to end; ``None`` when the call has none.
@@ -116,13 +125,14 @@ class Layers:
         if layer is None:
             return None
         layer.open = False
+        layer.given_up = given_up
         layer.context = _EMPTY  # a context holds its layer: without this the two would wait for the garbage collector
         self._ended.remember(call_id, layer.span.get_span_context())
         if context_api.get_current().get(_LAYER) is layer:
             previous = layer.previous
             below = previous.get(_LAYER)
             # Another callback of ours, listed before this one, left first and could not take its layer from below ours.
-            while isinstance(below, Layer) and below.call_id == call_id and not below.open:
+            while isinstance(below, Layer) and not below.open and (below.call_id == call_id or below.given_up):
                 previous = below.previous
                 below = previous.get(_LAYER)
             context_api.attach(previous)

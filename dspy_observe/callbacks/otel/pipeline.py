@@ -29,10 +29,16 @@ _GENERAL: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
 _TRACES: Final = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
 _METRICS: Final = "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT"
 _PROTOCOLS: Final = ("grpc", "http/protobuf")
+_CLOSE_S: Final = 2.0
+"""How long closing may take. The SDK alone would wait 30 s for a request that a collector does not answer."""
 
 
-class _ExportError(Exception):
-    """An exporter reported a failure, or spans did not fit into its queue."""
+class SpansNotTakenError(Exception):
+    """The collector refused spans or could not be reached; OpenTelemetry's own log says more."""
+
+
+class SpanQueueFullError(Exception):
+    """Spans end faster than the collector takes them."""
 
 
 class _CountingExporter(SpanExporter):
@@ -40,19 +46,27 @@ class _CountingExporter(SpanExporter):
 
     def __init__(self, inner: SpanExporter) -> None:
         self._inner = inner
+        self._closed = False
+        self.lost = 0
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        if self._closed:  # what closing found in the queue; the inner exporter would log every batch
+            return self._lose(spans, SpansNotTakenError())
         try:
             result = self._inner.export(spans)
         except Exception as error:
-            safety.swallowed("otel.export", error, count=len(spans))
-            return SpanExportResult.FAILURE
-        if result is not SpanExportResult.SUCCESS:
-            safety.swallowed("otel.export", _ExportError(), count=len(spans))
-        return result
+            return self._lose(spans, error)
+        return result if result is SpanExportResult.SUCCESS else self._lose(spans, SpansNotTakenError())
 
     def shutdown(self) -> None:
-        self._inner.shutdown()
+        if not self._closed:  # asked by the pipeline, then by the SDK; the inner exporter would log the second time
+            self._closed = True
+            self._inner.shutdown()
+
+    def _lose(self, spans: Sequence[ReadableSpan], error: Exception) -> SpanExportResult:
+        self.lost += len(spans)
+        safety.swallowed("otel.export", error, count=len(spans))
+        return SpanExportResult.FAILURE
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
         return self._inner.force_flush(timeout_millis)
@@ -63,8 +77,8 @@ class _CountingProcessor(BatchSpanProcessor):
 
     def on_end(self, span: ReadableSpan) -> None:
         waiting = self._batch_processor._queue
-        if len(waiting) == waiting.maxlen:
-            safety.swallowed("otel.queue", _ExportError())
+        if len(waiting) == waiting.maxlen and span.context is not None and span.context.trace_flags.sampled:
+            safety.swallowed("otel.queue", SpanQueueFullError())
         super().on_end(span)
 
 
@@ -87,8 +101,9 @@ class Pipeline:
         service: str | None,
     ) -> None:
         self._own_tracing: SDKTracerProvider | None = None
-        self._own_exporter: SpanExporter | None = None
+        self._own_exporter: _CountingExporter | None = None
         self._own_metering: SDKMeterProvider | None = None
+        self._own_metric_exporter: MetricExporter | None = None
         resource = Resource.create({SERVICE_NAME: service} if service else None)
         if tracer_provider is None and not _global_tracing() and _wanted("TRACES", _TRACES, _GENERAL):
             self._own_exporter = _CountingExporter(_span_exporter())
@@ -96,7 +111,8 @@ class Pipeline:
             self._own_tracing.add_span_processor(_CountingProcessor(self._own_exporter))
         # A collector for traces alone would refuse metrics: only its own variable asks for them.
         if meter_provider is None and not _global_metering() and _wanted("METRICS", _METRICS):
-            reader = PeriodicExportingMetricReader(_metric_exporter())
+            self._own_metric_exporter = _metric_exporter()
+            reader = PeriodicExportingMetricReader(self._own_metric_exporter)
             self._own_metering = SDKMeterProvider([reader], resource, shutdown_on_exit=False)
         self.tracer_provider: trace.TracerProvider = tracer_provider or self._own_tracing or trace.get_tracer_provider()
         self.meter_provider: metrics.MeterProvider | None = (
@@ -108,10 +124,14 @@ class Pipeline:
         providers = [self.tracer_provider, self.meter_provider]
         flushes = [flush for provider in providers if callable(flush := getattr(provider, "force_flush", None))]
         done = threading.Event()
+        exporter = self._own_exporter
 
         def run() -> None:
             with safety.guard("otel.flush"):
-                if all(flush() for flush in flushes):
+                lost_before = exporter.lost if exporter is not None else 0
+                flushed = [flush() for flush in flushes]
+                # The SDK calls a flush done when every batch was tried, whatever the collector said.
+                if all(flushed) and (exporter is None or exporter.lost == lost_before):
                     done.set()
 
         thread = threading.Thread(target=run, name="dspy_observe flush", daemon=True)
@@ -120,7 +140,19 @@ class Pipeline:
         return done.is_set()
 
     def close(self) -> None:
-        """Shut down what is ours; the application's providers go on."""
+        """Shut down what is ours; the application's providers go on.
+
+        Spans that still wait are given up and counted: flush first. It takes two seconds at most; what is stuck in a
+        request that the collector does not answer is left to a daemon thread.
+        """
+        thread = threading.Thread(target=self._shut_down, name="dspy_observe close", daemon=True)
+        thread.start()
+        thread.join(_CLOSE_S)
+        if thread.is_alive() and self._own_metric_exporter is not None:
+            with safety.guard("otel.close"):
+                self._own_metric_exporter.shutdown()  # ends its waiting between two tries
+
+    def _shut_down(self) -> None:
         if self._own_exporter is not None and self._own_tracing is not None:
             with safety.guard("otel.close"):
                 self._own_exporter.shutdown()  # first: it ends an exporter's waiting between two tries

@@ -1,0 +1,95 @@
+"""Names, scores and registry events without what is private: short texts from data that become labels and fields.
+
+A program, tool, model, data set or exception class can be named after data, and a score's id or source comes from
+users. Such texts leave in every mode, as span names, metric labels and log fields, so they always pass the default
+detectors. They recur, so each is scanned once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any, Final, TypeVar
+
+from dspy_observe.records import RegistryEvent, Score
+from dspy_observe.redaction.redactor import Redactor, redact
+
+__all__ = ["redact_event", "redact_name", "redact_score"]
+
+T = TypeVar("T", str, str | None)
+
+_LONGEST_NAME: Final = 256
+"""Characters; longer texts are no names, and keeping them would cost memory."""
+
+_remembered: Final = lru_cache(maxsize=4096)(redact)
+
+
+def redact_name(name: T) -> T:
+    """A name without what is private.
+
+    Args:
+        name: Any text; ``None`` stays ``None``.
+    """
+    if name is None:
+        return None
+    return _remembered(name) if len(name) <= _LONGEST_NAME else redact(name)
+
+
+def redact_event(event: RegistryEvent, redactors: Sequence[Redactor] = ()) -> RegistryEvent:
+    """A registry event without what is private in any of its fields.
+
+    Args:
+        event: The event; it is only read.
+        redactors: Applied after the default detectors, such as those with detectors of the application's own.
+    """
+    return replace(
+        event,
+        name=_through(event.name, redactors),
+        program=_through(event.program, redactors),
+        environment=_through(event.environment, redactors),
+        version=_through(event.version, redactors),
+        data=_data(dict(event.data), redactors),
+    )
+
+
+def redact_score(score: Score, redactors: Sequence[Redactor] = ()) -> Score:
+    """A score without what is private in any of its fields.
+
+    Args:
+        score: The score; it is only read.
+        redactors: Applied after the default detectors.
+    """
+    return replace(
+        score,
+        call_id=_through(score.call_id, redactors),
+        source=_through(score.source, redactors),
+        program=_through(score.program, redactors),
+        version=_through(score.version, redactors),
+        score_id=_through(score.score_id, redactors),
+        trace_id=_through(score.trace_id, redactors),
+    )
+
+
+def _through(name: T, redactors: Sequence[Redactor]) -> T:
+    if name is None:
+        return None
+    clean: str = redact_name(name)
+    for redactor in redactors:
+        clean = redactor.redact_text(clean)
+    return clean
+
+
+@lru_cache(maxsize=1)
+def _walking() -> Redactor:
+    return Redactor()
+
+
+def _data(data: dict[str, Any], redactors: Sequence[Redactor]) -> dict[str, Any]:
+    if not data:
+        return data
+    clean: Any = data
+    for redactor in (_walking(), *redactors):
+        clean, _ = redactor.redact(clean)
+    # A whole mapping that could not be redacted comes back as a text that says so.
+    return clean if isinstance(clean, dict) else {"data": clean}

@@ -1,0 +1,175 @@
+"""Real programs on a real server, with secrets in every place that a call has, and what the programs themselves saw."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import dspy
+
+from dspy_observe.openai_server import Failure, OpenAIServer, Reply, TokenUsage
+from tests.e2e.leaks.secrets import LM_HEADER, LM_KEY, PER_CALL_HEADER, Secret
+
+__all__ = ["Assistant", "Seen", "make_lm", "run", "slices"]
+
+_USAGE = TokenUsage(100, 20)
+
+
+def slices(secrets: Sequence[Secret], count: int) -> list[str]:
+    """The sentences of all secrets as ``count`` texts."""
+    return ["\n".join(secret.text for secret in secrets[at::count]) for at in range(count)]
+
+
+class Passages(dspy.Module):
+    """A retriever, as far as a program sees one."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.text = text
+
+    def forward(self, query: str, k: int = 3) -> dspy.Prediction:
+        """The passages."""
+        half = len(self.text) // 2
+        cut = self.text.rfind("\n", 0, half) + 1
+        passages = [self.text[:cut], self.text[cut:]][:k]
+        return dspy.Prediction(passages=passages, sources=[{"text": passage} for passage in passages])
+
+    async def aforward(self, query: str, k: int = 3) -> dspy.Prediction:
+        """The same."""
+        return self.forward(query, k)
+
+
+class Assistant(dspy.Module):
+    """Looks something up, asks a tool, answers.
+
+    Args:
+        parts: Texts in turn for the tool's arguments, the tool's result, and the passages.
+    """
+
+    def __init__(self, parts: Sequence[str]) -> None:
+        super().__init__()
+        self.parts = tuple(parts)
+        self.retrieve = Passages(parts[2])
+        self.generate = dspy.Predict("context: list[str], question -> answer")
+
+    def _tool(self) -> dspy.Tool:
+        def note(text: str, details: dict[str, Any]) -> dict[str, Any]:
+            """Write something down."""
+            return {"noted": self.parts[1], "lines": self.parts[1].splitlines(), "at": text[:10]}
+
+        return dspy.Tool(note)
+
+    def forward(self, question: str) -> dspy.Prediction:
+        """Answer."""
+        found = self.retrieve(question)
+        self._tool()(text=self.parts[0], details={"lines": self.parts[0].splitlines()})
+        return self.generate(context=found.passages, question=question, config=_CONFIG)
+
+    async def aforward(self, question: str) -> dspy.Prediction:
+        """The same, awaited."""
+        found = await self.retrieve.acall(question)
+        await self._tool().acall(text=self.parts[0], details={"lines": self.parts[0].splitlines()})
+        return await self.generate.acall(context=found.passages, question=question, config=_CONFIG)
+
+
+_CONFIG = {"extra_headers": {"Authorization": f"Bearer {PER_CALL_HEADER}"}}
+
+
+@dataclass
+class Seen:
+    """What the programs got, sent and kept."""
+
+    answers: list[Any] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    predictions: list[Any] = field(default_factory=list)
+    chunks: list[str] = field(default_factory=list)
+    state: list[Any] = field(default_factory=list)
+
+    def attempt(self, call: Callable[[], Any]) -> None:
+        """Keep what a call returns or raises."""
+        try:
+            prediction = call()
+        except Exception as error:
+            self.errors.append(f"{type(error).__name__}: {error}")
+        else:
+            self.predictions.append(prediction)
+            self.answers.append(prediction.toDict() if isinstance(prediction, dspy.Prediction) else prediction)
+
+
+def make_lm(server: OpenAIServer, model: str = "openai/gpt-4o-mini", **options: Any) -> dspy.LM:
+    """An LM with credentials of every kind among its arguments."""
+    headers = {"X-Team-Auth": LM_HEADER}
+    return dspy.LM(
+        model, **{"api_base": server.base_url, "api_key": LM_KEY, "extra_headers": headers, "num_retries": 0, **options}
+    )
+
+
+def answer(text: str) -> Reply:
+    """A reply that the chat adapter parses, with a bill that does not depend on earlier ones."""
+    return Reply(text=f"[[ ## answer ## ]]\n{text}\n\n[[ ## completed ## ]]", usage=_USAGE)
+
+
+def run(server: OpenAIServer, texts: Sequence[str], track: Callable[[Any], Any] = lambda program: program) -> Seen:
+    """Run programs synchronously, asynchronously, as a stream, from the cache and into every kind of failure.
+
+    Args:
+        server: Answers with secrets.
+        texts: Each place gets another one at each call, so that over the run each place has had all of them.
+        track: Called with each program before it runs.
+    """
+    seen, count = Seen(), len(texts)
+    lm = make_lm(server)
+
+    def part(at: int) -> str:
+        return texts[at % count]
+
+    with dspy.context(lm=lm, allow_tool_async_sync_conversion=True):
+        for at in range(count):
+            program = track(Assistant([part(at + 2), part(at + 3), part(at + 4)]))
+            server.script([answer(part(at + 1))])
+            seen.attempt(lambda p=program, at=at: p(question=part(at)))
+            seen.attempt(lambda p=program, at=at: p(question=part(at)))  # from the cache
+            server.script([answer(part(at + 1))])
+            seen.attempt(lambda p=program, at=at: asyncio.run(p.acall(question=part(at) + "\nawaited")))
+            server.script([answer(part(at + 1))])
+            seen.attempt(lambda p=program, at=at: asyncio.run(_stream(p, part(at) + "\nstreamed", seen)))
+            _fail(server, seen, program, part, at)
+            seen.state.append(program.dump_state())
+        seen.state.append(lm.dump_state())
+    asyncio.run(lm.aclose())
+    return seen
+
+
+def _fail(server: OpenAIServer, seen: Seen, program: Any, part: Callable[[int], str], at: int) -> None:
+    for status in (400, 401, 500):
+        server.script([Failure(status, {"error": {"message": part(at + 5), "type": "t", "code": None}})])
+        seen.attempt(lambda: program(question=f"{part(at)}\nstatus {status}"))
+    server.script([Reply(text=f"No. {part(at + 1)}", usage=_USAGE)] * 2)  # the JSON adapter asks once more
+    seen.attempt(lambda: program(question=f"{part(at)}\nunparsable"))
+
+    def broken(text: str) -> str:
+        raise ValueError(f"upstream said: {part(at + 5)}")
+
+    seen.attempt(lambda: dspy.Tool(broken)(text=part(at)))
+    agent = dspy.ReAct("question -> answer", tools=[broken], max_iters=1)
+    call = f"[[ ## next_thought ## ]]\n{part(at + 1)}\n\n[[ ## next_tool_name ## ]]\nbroken\n\n[[ ## next_tool_args ## ]]\n"
+    arguments = '{"text": "retry with ghp_EXAMPLE7NotARealTokenAtAll0123456789"}'
+    server.script([Reply(text=f"{call}{arguments}\n\n[[ ## completed ## ]]", usage=_USAGE)])
+    extracted = f"[[ ## reasoning ## ]]\nr\n\n[[ ## answer ## ]]\n{part(at + 1)}\n\n[[ ## completed ## ]]"
+    server.script([Reply(text=extracted, usage=_USAGE)])
+    seen.attempt(lambda: agent(question=part(at)))
+
+
+async def _stream(program: Any, question: str, seen: Seen) -> Any:
+    listener = dspy.streaming.StreamListener(signature_field_name="answer")
+    streaming = dspy.streamify(program, stream_listeners=[listener], is_async_program=True)
+    last = None
+    async for chunk in streaming(question=question):
+        if isinstance(chunk, dspy.Prediction):
+            last = chunk
+        else:
+            seen.chunks.append(re.sub(r"[0-9a-f-]{32,36}", "id", str(getattr(chunk, "chunk", ""))))
+    return last
