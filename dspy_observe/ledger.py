@@ -255,8 +255,11 @@ class Ledger:
 
     def _drop_oldest(self) -> None:
         with self._lock:
-            oldest = self._open.pop(next(iter(self._open)), None)
-            self._dropped += 1
+            try:
+                oldest = self._open.pop(next(iter(self._open)), None)
+            except (RuntimeError, StopIteration):  # another call opened or closed just now; the next one tries again
+                return
+            self._dropped += oldest is not None
         if oldest is not None:
             self._drop(oldest)
 

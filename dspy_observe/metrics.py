@@ -178,7 +178,9 @@ class Family:
         return found
 
     def remove(self, *values: str | None) -> None:
-        """Drop one time series; nothing happens when there is none."""
+        """Drop one time series; nothing happens when there is none, or where several processes share the values."""
+        if self._instruments.multiprocess:
+            return  # prometheus_client cannot remove from shared files and warns
         self._children.pop(values, None)
         admitted = tuple(map(self._instruments.admit, self.labels, values))
         try:

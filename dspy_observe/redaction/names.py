@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Final, TypeVar
 
+from dspy_observe.conventions import REGISTRY_PREFIX
 from dspy_observe.records import RegistryEvent, Score
 from dspy_observe.redaction.redactor import Redactor, redact
 
@@ -45,7 +46,7 @@ def redact_event(event: RegistryEvent, redactors: Sequence[Redactor] = ()) -> Re
     """
     return replace(
         event,
-        name=_through(event.name, redactors),
+        name=_event_name(event.name, redactors),
         program=_through(event.program, redactors),
         environment=_through(event.environment, redactors),
         version=_through(event.version, redactors),
@@ -69,6 +70,12 @@ def redact_score(score: Score, redactors: Sequence[Redactor] = ()) -> Score:
         score_id=_through(score.score_id, redactors),
         trace_id=_through(score.trace_id, redactors),
     )
+
+
+def _event_name(name: str, redactors: Sequence[Redactor]) -> str:
+    if not name.startswith(REGISTRY_PREFIX):
+        return _through(name, redactors)
+    return REGISTRY_PREFIX + _through(name.removeprefix(REGISTRY_PREFIX), redactors)
 
 
 def _through(name: T, redactors: Sequence[Redactor]) -> T:

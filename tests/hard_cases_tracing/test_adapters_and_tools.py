@@ -38,7 +38,11 @@ ADAPTERS = [
 def test_one_format_and_one_parse(observing: Any, adapter: Any, reply: Any, grouped: bool) -> None:
     """Case 28: adapters fire their hooks once per class; there is one record and one span for each prompt and reply."""
     observed = observing(adapter_spans=True)
-    callbacks = [observed.witness, CallbackGroup(observed.otel, observed.capture), observed.idle] if grouped else observed.callbacks
+    callbacks = (
+        [observed.witness, CallbackGroup(observed.otel, observed.capture), observed.idle]
+        if grouped
+        else observed.callbacks
+    )
     with dspy.context(lm=offline_lm(reply), adapter=adapter, callbacks=callbacks):
         assert dspy.Predict("question -> answer")(question="why?").answer == "42"
     name = type(adapter).__name__
@@ -63,7 +67,7 @@ def test_hooks_of_json_adapters_really_nest(witness: Any) -> None:
 
 @pytest.mark.parametrize("adapter_spans", [False, True])
 def test_an_lm_inside_a_parse(observing: Any, adapter_spans: bool) -> None:
-    """Case 28: TwoStepAdapter's second LM stands under the parse that calls it, or under its module without the span."""
+    """Case 28: TwoStepAdapter's second LM stands under the parse that calls it, else under its module."""
     observed = observing(adapter_spans=adapter_spans)
     adapter = dspy.TwoStepAdapter(offline_lm(CHAT, model="offline/extractor"))
     with dspy.context(lm=offline_lm("It is 42."), adapter=adapter, callbacks=observed.callbacks):
@@ -99,7 +103,11 @@ def test_a_failed_parse_is_told_on_its_module(observed: Any) -> None:
 @pytest.mark.parametrize("grouped", [False, True])
 def test_the_same_callback_twice(observed: Any, grouped: bool) -> None:
     """Case 29: given globally and on the LM, a callback counts each call once."""
-    ours = [CallbackGroup(observed.otel, observed.capture), observed.idle] if grouped else [observed.otel, observed.capture]
+    ours = (
+        [CallbackGroup(observed.otel, observed.capture), observed.idle]
+        if grouped
+        else [observed.otel, observed.capture]
+    )
     lm = offline_lm(CHAT, callbacks=ours)
     with dspy.context(lm=lm, callbacks=[observed.witness, *ours]):
         dspy.Predict("question -> answer")(question="why?")
@@ -108,7 +116,7 @@ def test_the_same_callback_twice(observed: Any, grouped: bool) -> None:
 
 
 async def test_the_same_callback_on_everything(observed: Any) -> None:
-    """Case 29: globally, on the module and on the LM, for an async call; a group that overlaps it counts nothing twice."""
+    """Case 29: globally, on the module, on the LM and in a group, for an async call."""
     group = CallbackGroup(observed.otel, observed.capture)
     lm = offline_lm(CHAT, callbacks=[observed.otel, group])
     predict = dspy.Predict("question -> answer", callbacks=[observed.capture])
@@ -137,6 +145,7 @@ def agent(observed: Any, **options: Any) -> Any:
 
 
 def check_agent(observed: Any, answer: Any) -> None:
+    """The tool failed, the agent did not."""
     assert answer.answer == "sunny"
     observed.check_tree()
     tools = [(record.name, record.outcome, record.error_type) for record in observed.records if record.kind == "tool"]

@@ -22,6 +22,7 @@ class QA(dspy.Module):
 
 
 def exact(example: Any, answer: Any, trace: Any = None) -> bool:
+    """A metric."""
     return bool(example.answer == answer.answer)
 
 

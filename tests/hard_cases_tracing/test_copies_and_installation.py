@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import pickle
 import threading
@@ -32,6 +33,7 @@ def ours(observed: Any) -> list[Any]:
 
 
 def kinds(observed: Any) -> list[str]:
+    """What was called, in the order of the ends."""
     return [record.kind for record in observed.calls]
 
 
@@ -95,11 +97,13 @@ def test_compile_with_callbacks_on_lm_and_module(observed: Any, ours: list[Any])
 
 
 def options(**extra: Any) -> dict[str, Any]:
+    """Arguments of configure() that touch nothing outside the test."""
     metrics = Metrics(collector_registry=CollectorRegistry())
     return {"metrics": metrics, "tracing": Tracing(), "logs": False, **extra}
 
 
 def predict_once() -> None:
+    """One program run."""
     with dspy.context(lm=offline_lm({"answer": "42"})):
         assert dspy.Predict("question -> answer")(question="why?").answer == "42"
 
@@ -132,7 +136,7 @@ def test_from_a_thread_that_does_not_own_the_settings() -> None:
             observer = dspy_observe.configure(**options(extra=[capture]))
             predict_once()
             observer.close()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  # raised again in the test's own thread
             failures.append(error)
 
     thread = threading.Thread(target=elsewhere)
@@ -145,7 +149,6 @@ def test_from_a_thread_that_does_not_own_the_settings() -> None:
 
 async def test_from_another_task() -> None:
     """Case 39: the same from another task than the one that configured DSPy."""
-    import asyncio
 
     async def first() -> None:
         dspy.configure(callbacks=[])

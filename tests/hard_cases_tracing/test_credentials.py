@@ -54,6 +54,7 @@ class Everything:
 
 
 def received(server: OpenAIServer) -> str:
+    """The headers that reached the provider."""
     return json.dumps([dict(request.headers) for request in server.requests])
 
 

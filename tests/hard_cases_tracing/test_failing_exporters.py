@@ -37,15 +37,18 @@ class HeldExporter(SpanExporter):
 
 
 def counted(site: str, before: dict[str, int]) -> int:
+    """What was swallowed at a site since then."""
     return safety.counts().get(site, 0) - before.get(site, 0)
 
 
 def warnings_of(caplog: pytest.LogCaptureFixture, site: str) -> list[str]:
+    """Our own warnings about a site."""
     messages = [record.getMessage() for record in caplog.records if record.name == "dspy_observe"]
     return [message for message in messages if site in message]
 
 
 def run(answering: Any, times: int, callbacks: Sequence[Any]) -> None:
+    """Run a program some times and check its answers."""
     lm = answering()
     with dspy.context(lm=lm, callbacks=[*dspy.settings.callbacks, *callbacks]):
         for _ in range(times):
@@ -190,7 +193,7 @@ class HeldLogger:
 
     def info(self, event: str, **fields: Any) -> None:
         if self.lines == 0:
-            self.go.wait(0.06)
+            self.go.wait(1.2 * handoff._BLOCKED_S)
         elif not self.go.is_set():
             self.held.set()
             self.go.wait(30)

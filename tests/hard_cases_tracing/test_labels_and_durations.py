@@ -17,7 +17,7 @@ import dspy_observe
 from dspy_observe import LatencyCallback, Metrics
 from dspy_observe.metrics import render
 from dspy_observe.openai_server import Failure, OpenAIServer
-from dspy_observe.testing import FrozenClock, frozen_clock, offline_lm
+from dspy_observe.testing import Capture, FrozenClock, frozen_clock, offline_lm
 
 
 class Slow(BaseCallback):
@@ -54,7 +54,6 @@ def test_slow_neighbours_are_left_out(observed: Any, slow_first: bool) -> None:
 
 def test_our_own_callbacks_are_left_out() -> None:
     """Case 40: among ours, grouped or not, a slow reader is no part of the duration."""
-    from dspy_observe.testing import Capture
 
     class SlowReader(Capture):
         def started(self, start: Any) -> None:
@@ -73,6 +72,7 @@ def test_our_own_callbacks_are_left_out() -> None:
 
 
 def samples(registry: CollectorRegistry, name: str) -> Iterable[Any]:
+    """All time series of one name."""
     return [sample for metric in registry.collect() for sample in metric.samples if sample.name == name]
 
 
@@ -104,9 +104,13 @@ def test_no_label_holds_an_id(observed: Any, answering: Any) -> None:
     callbacks = [*observed.callbacks, LatencyCallback(metrics), dspy_observe.CostCallback(metrics=metrics)]
     with dspy.context(lm=answering(), callbacks=callbacks):
         dspy.ChainOfThought("question -> answer")(question="why?")
-        once = {(sample.name, *sorted(sample.labels.items())) for metric in registry.collect() for sample in metric.samples}
+        once = {
+            (sample.name, *sorted(sample.labels.items())) for metric in registry.collect() for sample in metric.samples
+        }
         dspy.ChainOfThought("question -> answer")(question="why not?")
-    twice = {(sample.name, *sorted(sample.labels.items())) for metric in registry.collect() for sample in metric.samples}
+    twice = {
+        (sample.name, *sorted(sample.labels.items())) for metric in registry.collect() for sample in metric.samples
+    }
     assert twice == once
     page = render(registry, "application/openmetrics-text")[0].decode()
     without_exemplars = re.sub(r" # \{.*", "", page)

@@ -31,6 +31,7 @@ class Waiting:
 
 
 def waiting_lm() -> dspy.LM:
+    """An LM whose async calls stay in flight."""
     return dspy.LM("offline/model", engine=OfflineEngine("sync"), async_engine=Waiting(), cache=False)
 
 
@@ -43,7 +44,10 @@ def suspend(coroutine: Any) -> contextvars.Context:
 
 def check_broken_off(observed: Any, answering: Any) -> None:
     """The cancelled calls are complete, and the next ones are right."""
-    assert [(record.kind, record.outcome) for record in observed.calls] == [("lm", "cancelled"), ("module", "cancelled")]
+    assert [(record.kind, record.outcome) for record in observed.calls] == [
+        ("lm", "cancelled"),
+        ("module", "cancelled"),
+    ]
     for span in observed.spans:
         assert not span.status.is_ok
         assert span.attributes["dspy.outcome"] == "cancelled"

@@ -20,6 +20,8 @@ STOPS = [KeyboardInterrupt, SystemExit, asyncio.CancelledError, GeneratorExit, c
 
 
 def raising(error: type[BaseException]) -> dspy.LM:
+    """An LM whose engine is stopped."""
+
     def answer(_: Any) -> Any:
         raise error("stop")
 
@@ -27,6 +29,7 @@ def raising(error: type[BaseException]) -> dspy.LM:
 
 
 def check(observed: Any, outcome: str, error_type: str) -> None:
+    """All calls ended like this, in records and spans."""
     observed.check_tree()
     assert {(record.outcome, record.error_type) for record in observed.calls} == {(outcome, error_type)}
     for span in observed.spans:
@@ -80,19 +83,19 @@ async def test_a_cancelled_task(observed: Any, served: Any, server: OpenAIServer
 async def test_a_task_that_times_out(observed: Any, served: Any, server: OpenAIServer) -> None:
     """Case 31: asyncio's time-out cancels the calls below it; they say so."""
     server.script([Reply(text="late", hold=threading.Event())])
-    with dspy.context(lm=served(), callbacks=observed.callbacks), pytest.raises(TimeoutError):
+
+    async def expire(limit: asyncio.Timeout) -> None:
+        await asyncio.to_thread(server.wait_for, lambda: server.in_flight == 1)
+        limit.reschedule(asyncio.get_running_loop().time())
+
+    async def impatient() -> None:
         async with asyncio.timeout(None) as limit:
-            task = asyncio.current_task()
-            assert task is not None
-            predict = dspy.Predict("question -> answer")
+            waiter = asyncio.create_task(expire(limit))
+            await dspy.Predict("question -> answer").acall(question="why?")
+        await waiter
 
-            async def expire() -> None:
-                await asyncio.to_thread(server.wait_for, lambda: server.in_flight == 1)
-                limit.reschedule(asyncio.get_running_loop().time())
-
-            waiter = asyncio.create_task(expire())
-            await predict.acall(question="why?")
-    await waiter
+    with dspy.context(lm=served(), callbacks=observed.callbacks), pytest.raises(TimeoutError):
+        await impatient()
     check(observed, "cancelled", "CancelledError")
 
 
@@ -136,7 +139,7 @@ def test_a_failure_after_a_time_out(observed: Any) -> None:
     class Program(dspy.Module):
         def forward(self) -> Any:
             try:
-                raise TimeoutError from asyncio.CancelledError()  # as asyncio.timeout() does
+                raise TimeoutError from asyncio.CancelledError()  # noqa: TRY301  # as asyncio.timeout() does
             except TimeoutError:
                 return {}["fallback"]
 

@@ -43,6 +43,7 @@ class Fan(dspy.Module):
 
 
 def times(count: int, model: str = "model") -> Counter[str]:
+    """The outline of so many runs of QA."""
     paths = ("invoke_workflow QA", "invoke_workflow QA > ChainOfThought", PREDICT, f"{PREDICT} > chat {model}")
     return Counter(dict.fromkeys(paths, count))
 
@@ -93,8 +94,12 @@ def test_parallel_and_batch_on_their_own(observed: Any, answering: Any) -> None:
     """Case 23: Parallel and batch without a module around them are one trace for each item."""
     program = QA()
     with dspy.context(lm=answering(), callbacks=observed.callbacks):
-        dspy.Parallel(num_threads=4, disable_progress_bar=True)([(program, {"question": "a"}), (program, {"question": "b"})])
-        program.batch([dspy.Example(question="c").with_inputs("question")] * 2, num_threads=2, disable_progress_bar=True)
+        dspy.Parallel(num_threads=4, disable_progress_bar=True)(
+            [(program, {"question": "a"}), (program, {"question": "b"})]
+        )
+        program.batch(
+            [dspy.Example(question="c").with_inputs("question")] * 2, num_threads=2, disable_progress_bar=True
+        )
     observed.check_tree()
     assert observed.outline() == times(4)
 

@@ -23,6 +23,7 @@ PROGRAMS = pytest.mark.parametrize("is_async_program", [False, True])
 
 
 def streaming(lm: dspy.LM, **options: Any) -> Any:
+    """A program that streams its answer field."""
     predict = dspy.Predict("question -> answer")
     predict.lm = lm
     listeners = [dspy.streaming.StreamListener(signature_field_name="answer")]
@@ -71,9 +72,7 @@ async def test_time_to_first_chunk(
 
 
 @ENGINES
-def test_time_to_first_chunk_of_a_sync_stream(
-    observed: Any, served: Any, server: OpenAIServer, engine: str
-) -> None:
+def test_time_to_first_chunk_of_a_sync_stream(observed: Any, served: Any, server: OpenAIServer, engine: str) -> None:
     """Case 32: the same for a consumer without an event loop."""
     hold = threading.Event()
     server.script([Reply(text=ANSWER, hold=hold)])
@@ -134,17 +133,20 @@ async def test_a_call_that_does_not_stream_has_no_first_chunk(observed: Any, ser
 
 
 async def leave_by_break(stream: AsyncIterator[Any]) -> None:
+    """Stop reading after the first chunk."""
     async with aclosing(stream) as items:
         async for _ in items:
             break
 
 
 async def leave_by_aclose(stream: Any) -> None:
+    """Close the stream after the first chunk."""
     await anext(stream)
     await stream.aclose()
 
 
 async def leave_by_cancel(stream: AsyncIterator[Any]) -> None:
+    """Be cancelled after the first chunk."""
     entered = asyncio.Event()
 
     async def consume() -> None:

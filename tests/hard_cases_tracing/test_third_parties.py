@@ -43,6 +43,7 @@ class Naive(BaseCallback):
 
 
 def run(count: int = 1) -> None:
+    """Run a program of two modules and an LM some times."""
     program = dspy.ChainOfThought("question -> answer")
     for number in range(count):
         program(question=str(number))
@@ -58,6 +59,7 @@ def own_layers(context: Any) -> int:
 
 
 def alive_layers() -> int:
+    """How many layers of ours are alive."""
     gc.collect()
     return sum(type(value) is Layer for value in gc.get_objects())
 
@@ -79,12 +81,14 @@ def behind_a_naive_one() -> Iterator[None]:
 def test_a_naive_callback_in_front(observed: Any, answering: Any, shared_provider: bool) -> None:
     """Case 24: our tree stands on its own spans, and the span current before the call is current after it."""
     naive = Naive(observed.provider if shared_provider else None)
-    with observed.tracer.start_as_current_span("request") as request:
-        with dspy.context(lm=answering(), callbacks=[naive, *observed.callbacks]):
-            for _ in range(3):
-                run()
-                assert trace.get_current_span() is request
-                assert own_layers(context_api.get_current()) == 0
+    with (
+        observed.tracer.start_as_current_span("request") as request,
+        dspy.context(lm=answering(), callbacks=[naive, *observed.callbacks]),
+    ):
+        for _ in range(3):
+            run()
+            assert trace.get_current_span() is request
+            assert own_layers(context_api.get_current()) == 0
     spans = {span.context.span_id: span for span in observed.spans}
     assert {span.context.trace_id for span in spans.values()} == {request.get_span_context().trace_id}
     assert len(observed.named("chat model")) == 3

@@ -78,6 +78,7 @@ class Neighbour(BaseCallback):
 
 
 def respond(request: ChatRequest) -> Reply:
+    """The same reply and bill for the same prompt."""
     answer = f"nonsense for {MAIL}" if UNPARSABLE in request.prompt else answer_prompt(request)
     assert isinstance(answer, str)
     return Reply(text=answer, usage=TokenUsage(100, 20))
@@ -99,8 +100,7 @@ def work(server: OpenAIServer) -> dict[str, Any]:
     results: list[Any] = []
     with dspy.context(lm=lm, callbacks=listed, track_usage=True):
         think = dspy.ChainOfThought("question -> answer")
-        for _ in range(2):  # the second one is a cache hit
-            results.append(think(question=QUESTION))
+        results.extend(think(question=QUESTION) for _ in range(2))  # the second one is a cache hit
         results.append(dspy.ReAct("question -> answer", tools=[mail], max_iters=2)(question=QUESTION))
         with dspy.context(adapter=dspy.JSONAdapter()):
             results.append(dspy.Predict("question -> answer, score: float")(question=QUESTION))
@@ -123,6 +123,7 @@ def work(server: OpenAIServer) -> dict[str, Any]:
 
 
 def clean(text: str) -> str:
+    """Leave out what differs from request to request."""
     return re.sub(r"chatcmpl-\d+|created=\d+|'created': \d+", "", text)
 
 
@@ -182,12 +183,22 @@ class Unprintable:
 
 
 def odd_arguments() -> list[Any]:
+    """Values that are hard to copy, print or count."""
     cyclic: dict[str, Any] = {}
     cyclic["self"] = [cyclic]
     deep: list[Any] = []
     for _ in range(5_000):
         deep = [deep]
-    return [Unprintable(), cyclic, "x" * 3_000_000, list(range(200_000)), deep, {Unprintable: 1}, b"\xff" * 10, object()]
+    return [
+        Unprintable(),
+        cyclic,
+        "x" * 3_000_000,
+        list(range(200_000)),
+        deep,
+        {Unprintable: 1},
+        b"\xff" * 10,
+        object(),
+    ]
 
 
 @pytest.mark.parametrize("mode", ["redacted", "raw"])

@@ -16,11 +16,12 @@ from tests.e2e.leaks.secrets import LM_HEADER, LM_KEY, PER_CALL_HEADER, Secret
 __all__ = ["Assistant", "Seen", "make_lm", "run", "slices"]
 
 _USAGE = TokenUsage(100, 20)
+_BREAK = "\n\n"  # between sentences; a key in PEM form has line breaks but no empty line
 
 
 def slices(secrets: Sequence[Secret], count: int) -> list[str]:
     """The sentences of all secrets as ``count`` texts."""
-    return ["\n".join(secret.text for secret in secrets[at::count]) for at in range(count)]
+    return [_BREAK.join(secret.text for secret in secrets[at::count]) for at in range(count)]
 
 
 class Passages(dspy.Module):
@@ -32,14 +33,17 @@ class Passages(dspy.Module):
 
     def forward(self, query: str, k: int = 3) -> dspy.Prediction:
         """The passages."""
-        half = len(self.text) // 2
-        cut = self.text.rfind("\n", 0, half) + 1
-        passages = [self.text[:cut], self.text[cut:]][:k]
+        return self._found(k)
+
+    def _found(self, k: int) -> dspy.Prediction:
+        sentences = self.text.split(_BREAK)
+        half = len(sentences) // 2
+        passages = ["\n".join(sentences[:half]), "\n".join(sentences[half:])][:k]
         return dspy.Prediction(passages=passages, sources=[{"text": passage} for passage in passages])
 
     async def aforward(self, query: str, k: int = 3) -> dspy.Prediction:
         """The same."""
-        return self.forward(query, k)
+        return self._found(k)
 
 
 class Assistant(dspy.Module):
@@ -47,35 +51,37 @@ class Assistant(dspy.Module):
 
     Args:
         parts: Texts in turn for the tool's arguments, the tool's result, and the passages.
+        config: Arguments of each LM call.
     """
 
-    def __init__(self, parts: Sequence[str]) -> None:
+    def __init__(self, parts: Sequence[str], config: dict[str, Any]) -> None:
         super().__init__()
         self.parts = tuple(parts)
+        self.config = config
         self.retrieve = Passages(parts[2])
         self.generate = dspy.Predict("context: list[str], question -> answer")
 
     def _tool(self) -> dspy.Tool:
         def note(text: str, details: dict[str, Any]) -> dict[str, Any]:
             """Write something down."""
-            return {"noted": self.parts[1], "lines": self.parts[1].splitlines(), "at": text[:10]}
+            return {"noted": self.parts[1], "lines": self.parts[1].split(_BREAK), "at": text[:10]}
 
         return dspy.Tool(note)
 
     def forward(self, question: str) -> dspy.Prediction:
         """Answer."""
         found = self.retrieve(question)
-        self._tool()(text=self.parts[0], details={"lines": self.parts[0].splitlines()})
-        return self.generate(context=found.passages, question=question, config=_CONFIG)
+        self._tool()(text=self.parts[0], details={"lines": self.parts[0].split(_BREAK)})
+        return self.generate(context=found.passages, question=question, config=self.config)
 
     async def aforward(self, question: str) -> dspy.Prediction:
         """The same, awaited."""
         found = await self.retrieve.acall(question)
-        await self._tool().acall(text=self.parts[0], details={"lines": self.parts[0].splitlines()})
-        return await self.generate.acall(context=found.passages, question=question, config=_CONFIG)
+        await self._tool().acall(text=self.parts[0], details={"lines": self.parts[0].split(_BREAK)})
+        return await self.generate.acall(context=found.passages, question=question, config=self.config)
 
 
-_CONFIG = {"extra_headers": {"Authorization": f"Bearer {PER_CALL_HEADER}"}}
+_HEADERS = {"extra_headers": {"Authorization": f"Bearer {PER_CALL_HEADER}"}}
 
 
 @dataclass
@@ -101,10 +107,7 @@ class Seen:
 
 def make_lm(server: OpenAIServer, model: str = "openai/gpt-4o-mini", **options: Any) -> dspy.LM:
     """An LM with credentials of every kind among its arguments."""
-    headers = {"X-Team-Auth": LM_HEADER}
-    return dspy.LM(
-        model, **{"api_base": server.base_url, "api_key": LM_KEY, "extra_headers": headers, "num_retries": 0, **options}
-    )
+    return dspy.LM(model, **{"api_base": server.base_url, "api_key": LM_KEY, "num_retries": 0, **options})
 
 
 def answer(text: str) -> Reply:
@@ -121,14 +124,16 @@ def run(server: OpenAIServer, texts: Sequence[str], track: Callable[[Any], Any] 
         track: Called with each program before it runs.
     """
     seen, count = Seen(), len(texts)
-    lm = make_lm(server)
+    # Extra headers make DSPy take LiteLLM; its own engine sends the others. The LM that has every credential goes first:
+    # a process knows only those of the LMs that it has met.
+    lms = make_lm(server, extra_headers={"X-Team-Auth": LM_HEADER}), make_lm(server)
 
     def part(at: int) -> str:
         return texts[at % count]
 
-    with dspy.context(lm=lm, allow_tool_async_sync_conversion=True):
-        for at in range(count):
-            program = track(Assistant([part(at + 2), part(at + 3), part(at + 4)]))
+    for at in range(count):
+        with dspy.context(lm=lms[at % 2], allow_tool_async_sync_conversion=True):
+            program = track(Assistant([part(at + 2), part(at + 3), part(at + 4)], {} if at % 2 else _HEADERS))
             server.script([answer(part(at + 1))])
             seen.attempt(lambda p=program, at=at: p(question=part(at)))
             seen.attempt(lambda p=program, at=at: p(question=part(at)))  # from the cache
@@ -138,8 +143,9 @@ def run(server: OpenAIServer, texts: Sequence[str], track: Callable[[Any], Any] 
             seen.attempt(lambda p=program, at=at: asyncio.run(_stream(p, part(at) + "\nstreamed", seen)))
             _fail(server, seen, program, part, at)
             seen.state.append(program.dump_state())
+    for lm in lms:
         seen.state.append(lm.dump_state())
-    asyncio.run(lm.aclose())
+        asyncio.run(lm.aclose())
     return seen
 
 
