@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import base64
-import binascii
 import json
 import math
 import re
@@ -276,9 +275,9 @@ def _check(arguments: tuple[Any, ...]) -> None:
         raise ConfigurationError("service", f"{shown} is no name", 'Use a text such as "support-bot", or None')
     for (name, kind), value in zip(_ROOMS, rooms, strict=True):
         if value is not None and value is not False and not isinstance(value, kind):
-            shown = redact(repr(value))
+            given = redact(repr(value))
             raise ConfigurationError(
-                name, f"{shown} is not {kind.__name__}", f"Pass {kind.__name__}(...), or False to leave it out"
+                name, f"{given} is not {kind.__name__}", f"Pass {kind.__name__}(...), or False to leave it out"
             )
     if registry is not None and not callable(getattr(registry, "subscribe", None)):
         raise ConfigurationError(
@@ -286,9 +285,9 @@ def _check(arguments: tuple[Any, ...]) -> None:
         )
     for callback in extra:
         if isinstance(callback, type) or not callable(getattr(callback, "on_module_start", None)):
-            kind = f"the class {callback.__name__}" if isinstance(callback, type) else type(callback).__name__
+            what = f"the class {callback.__name__}" if isinstance(callback, type) else type(callback).__name__
             raise ConfigurationError(
-                "extra", f"{kind} is no DSPy callback", "Pass objects of RecordCallback or BaseCallback subclasses"
+                "extra", f"{what} is no DSPy callback", "Pass objects of RecordCallback or BaseCallback subclasses"
             )
 
 
@@ -359,7 +358,7 @@ def _read_ref(ref: str) -> Answer:
     text = ref.removeprefix(_REF_PREFIX) if ref.startswith(_REF_PREFIX) else "!"
     try:
         call_id, program, version, role, trace_id = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
-    except (ValueError, binascii.Error):
+    except (ValueError, TypeError, RecursionError):  # of base64, UTF-8, JSON, and of its shape
         raise UnknownCallError("this is no call reference; pass what Observer.call_ref() returned") from None
     known = all(part is None or isinstance(part, str) for part in (program, version))
     traced = trace_id is None or (isinstance(trace_id, str) and _TRACE_ID.fullmatch(trace_id) is not None)

@@ -62,7 +62,7 @@ def test_a_run_is_told_with_children_before_their_parents() -> None:
         ("module", "Program"),
     ]
     assert len({r.root_id for r in capture.records}) == 1
-    assert [s.call_id for s in capture.starts if s.kind == "module"][0] == capture.records[-1].call_id
+    assert next(s.call_id for s in capture.starts if s.kind == "module") == capture.records[-1].call_id
     assert LEDGER.open_calls == 0
 
 

@@ -70,7 +70,8 @@ def test_durations_by_program_module_model_and_tool(registry: CollectorRegistry)
         assert registry.get_sample_value(f"dspy_{name}_duration_seconds_sum", full) == seconds, name
         below = {**full, "le": str(float(seconds - 1)) if seconds == 2 else "2.5" if seconds == 5 else "5.0"}
         assert registry.get_sample_value(f"dspy_{name}_duration_seconds_bucket", below) == 0, name
-    samples = [s for m in registry.collect() for s in m.samples if s.name == "dspy_lm_time_to_first_token_seconds_count"]
+    first_chunk = "dspy_lm_time_to_first_token_seconds_count"
+    samples = [sample for metric in registry.collect() for sample in metric.samples if sample.name == first_chunk]
     assert samples == []
 
 

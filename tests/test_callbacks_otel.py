@@ -220,8 +220,7 @@ def test_genai_histograms_go_to_the_meter_provider(spans: Spans) -> None:
     assert data is not None
     found = {
         metric.name: {
-            point.attributes.get("gen_ai.token.type"): (point.count, point.sum)
-            for point in metric.data.data_points
+            point.attributes.get("gen_ai.token.type"): (point.count, point.sum) for point in metric.data.data_points
         }
         for metric in data.resource_metrics[0].scope_metrics[0].metrics
     }

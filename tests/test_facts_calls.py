@@ -1,4 +1,7 @@
-"""Who is called: kind, name, program, version, role, operation, and how the call ended."""
+"""Who is called: kind, name, program, version, role, operation, and how the call ended.
+
+Long: one file holds all tests of one module.
+"""
 
 from __future__ import annotations
 
@@ -304,7 +307,7 @@ def caused(outer: BaseException, cause: BaseException | None, context: BaseExcep
     return outer
 
 
-class WithStatus(Exception):
+class StatusError(Exception):
     """A foreign SDK's error."""
 
     def __init__(self, status_code: Any) -> None:
@@ -330,8 +333,8 @@ CYCLE.__context__.__context__ = CYCLE
         (caused(ValueError(), None, GeneratorExit()), "cancelled"),
         (caused(ValueError(), KeyError()), "error"),
         (LMRateLimitError("slow down"), "rate_limited"),
-        (WithStatus(429), "rate_limited"),
-        (WithStatus(500), "error"),
+        (StatusError(429), "rate_limited"),
+        (StatusError(500), "error"),
         (LMTimeoutError("late"), "timeout"),
         (TimeoutError(), "timeout"),
         (LMError("broken"), "error"),

@@ -1,4 +1,7 @@
-"""The taps of one LM call catch what is theirs, pass everything on, and leave the settings as they were."""
+"""The taps of one LM call catch what is theirs, pass everything on, and leave the settings as they were.
+
+Long: one file holds all tests of one module.
+"""
 
 from __future__ import annotations
 

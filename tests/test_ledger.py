@@ -1,4 +1,7 @@
-"""One entry per call: the same record for every reader, whoever they are and however calls end."""
+"""One entry per call: the same record for every reader, whoever they are and however calls end.
+
+Long: one file holds all tests of one module.
+"""
 
 from __future__ import annotations
 
@@ -151,9 +154,7 @@ def test_an_end_without_a_start_is_ignored(ledger: Ledger) -> None:
     assert len(early.records) == 1
 
 
-def test_duration_runs_from_the_last_start_handler_to_the_first_end_handler(
-    ledger: Ledger, clock: FrozenClock
-) -> None:
+def test_duration_runs_from_the_last_start_handler_to_the_first_end_handler(ledger: Ledger, clock: FrozenClock) -> None:
     """Time that callbacks take is not the program's."""
     one, two = Capture(), Capture()
     started_at = clock.time()
@@ -488,9 +489,7 @@ def test_a_raising_detector_drops_the_content_and_keeps_the_numbers(
         return []
 
     wants = Wants()
-    redaction = RedactionCallback(
-        Redaction(detectors=(bad,)), Metrics(collector_registry=CollectorRegistry())
-    )
+    redaction = RedactionCallback(Redaction(detectors=(bad,)), Metrics(collector_registry=CollectorRegistry()))
     with content_plan(wants, redaction):
         for callback in (wants, redaction):
             ledger.open(callback, "module", "c1", Answer(), {"args": (), "kwargs": {"q": "alice@example.com"}})

@@ -1,7 +1,11 @@
-"""Instruments: one set for each registry, bounded labels, our own port, and several processes that add up."""
+"""Instruments: one set for each registry, bounded labels, our own port, and several processes that add up.
+
+Long: one file holds all tests of one module.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -196,7 +200,7 @@ def test_a_taken_port_is_a_configuration_error(registry: CollectorRegistry) -> N
 
 
 def test_an_address_that_is_not_ours_is_a_configuration_error(registry: CollectorRegistry) -> None:
-    """192.0.2.0/24 belongs to nobody: https://www.rfc-editor.org/rfc/rfc5737"""
+    """Nobody has 192.0.2.0/24 (https://www.rfc-editor.org/rfc/rfc5737)."""
     with pytest.raises(ConfigurationError, match=r"192\.0\.2\.1"):
         serve(Metrics(port=0, host="192.0.2.1", collector_registry=registry))
 
@@ -289,7 +293,8 @@ def test_workers_add_up_and_gauges_of_exited_ones_go(tmp_path: Path) -> None:
 
     assert [in_flight(pages[name]) for name in ("both", "one", "none")] == [2, 1, 0]
     assert [sum(values(pages[n], "dspy_observe_open_calls").values()) for n in ("both", "one", "none")] == [2, 1, 0]
-    versions = {dict(labels)["version"]: value for labels, value in values(pages["both"], "dspy_deployed_version_info").items()}
+    deployed = values(pages["both"], "dspy_deployed_version_info")
+    versions = {dict(labels)["version"]: value for labels, value in deployed.items()}
     assert versions == {"v1": 0, "v2": 1}
     assert pages["openmetrics"].endswith("# EOF\n")
 
@@ -365,6 +370,7 @@ def test_a_real_server_with_two_workers_serves_the_sum(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "gunicorn", "--preload", "--workers", "2", "--bind", f"127.0.0.1:{port}", "app"],
         cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )  # fmt: skip
     base = f"http://127.0.0.1:{port}"
     try:
@@ -386,8 +392,13 @@ def test_a_real_server_with_two_workers_serves_the_sum(tmp_path: Path) -> None:
             time.sleep(0.05)
         assert sum(values(fetch(f"{base}/metrics"), "dspy_requests_total").values()) == 2
     finally:
-        process.terminate()
-        process.wait(20)
+        process.send_signal(signal.SIGINT)  # gunicorn's quick way down; SIGTERM waits half a minute for its workers
+        try:
+            process.wait(20)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait(20)
 
 
 def test_multiprocess_pages_need_no_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,8 @@ from dspy_observe import records
 from dspy_observe.records import CallRecord, CallStart, Finding, RegistryEvent, Score, Usage
 
 START: dict[str, Any] = {
-    "call_id": "c1", "parent_id": "p1", "root_id": "r1", "kind": "lm", "name": "openai/gpt-4o-mini", "program": "Answer",
-    "version": "v1", "role": "canary", "is_program": False, "operation": "chat",
+    "call_id": "c1", "parent_id": "p1", "root_id": "r1", "kind": "lm", "name": "openai/gpt-4o-mini",
+    "program": "Answer", "version": "v1", "role": "canary", "is_program": False, "operation": "chat",
     "model_requested": "openai/gpt-4o-mini", "provider": "openai", "streaming": False, "started_at": 1_700_000_000.0,
 }  # fmt: skip
 SAMPLES: tuple[Any, ...] = (

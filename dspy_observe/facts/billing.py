@@ -275,7 +275,7 @@ def _text(value: Any) -> str | None:
 
 
 def _opaque(made: str | None) -> str | None:
-    """An id that the provider made. Each one is new, and scanning them all would cost more than the rest of a record."""
+    """An id that the provider made. Each one is new: to scan them all would cost more than the rest of a record."""
     return made if made is None or _ID.match(made) else redact(made)
 
 

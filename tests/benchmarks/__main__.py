@@ -130,8 +130,9 @@ _NOTES: Final = (
     "Ratios are medians over interleaved rounds: the wall time of a call to that of a call with one no-op callback in "
     "the same round; the CPU ratio is that of processor time, which other processes disturb less. Rows with a 4 KB "
     "prompt are compared with a no-op callback at that prompt, peers with the no-op callback of their own process. "
-    "Peers record traces only, with content that is not redacted. Exporters and the log sink discard. DSPy itself "
-    "keeps the last 10,000 LM calls of a process, which fill memory up to then; other histories are cut to 100 calls."
+    "No question is asked twice. Peers record traces only, with content that is not redacted. Exporters and the log "
+    "sink discard. DSPy itself keeps the last 10,000 LM calls of a process, which fill memory up to then; other "
+    "histories are cut to 100 calls."
 )
 
 

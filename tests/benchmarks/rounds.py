@@ -7,6 +7,7 @@ not; their quartiles show the noise.
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +27,10 @@ _CALLS: Final = 48
 """Program calls of a block, a multiple of every number of threads: some tens of milliseconds."""
 _WARM_UP: Final = 1
 """Untimed calls of each thread before a block: what is made once, such as a metric's child, is made here."""
+
+
+_numbers = itertools.count()
+"""One for every question: what is remembered of an earlier text must not answer for a new one."""
 
 
 class Times(NamedTuple):
@@ -93,7 +98,7 @@ def _block(pool: ThreadPoolExecutor, threads: int, program: Program, question: s
 
     def run(_: int) -> None:
         for _call in range(calls):
-            program(question=question)
+            program(question=f"{question} ({next(_numbers)})")
 
     wall, cpu = time.perf_counter(), time.process_time()
     list(pool.map(run, range(threads)))

@@ -1,4 +1,7 @@
-"""Any interleaving of calls, callbacks and endings gives one record for each logical call, and nothing stays open."""
+"""Any interleaving of calls, callbacks and endings gives one record for each logical call, and nothing stays open.
+
+Long: the simulation of DSPy's dispatch serves all properties.
+"""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def said(report: Mapping[str, Any]) -> set[int]:
     for value in values:
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
-        if value >= 0 and value not in (float("inf"),) and value == int(value):
+        if value >= 0 and value != float("inf") and value == int(value):
             found.add(int(value))
     return found
 

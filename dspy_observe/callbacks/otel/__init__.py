@@ -163,7 +163,8 @@ class OTelCallback(RecordCallback):
             return
         if span.is_recording():
             self._describe(span, record)
-        end_time = int((record.started_at + record.duration_s) * _NANOSECONDS)
+        # Each by itself: a sum in Unix seconds is only good to a quarter of a microsecond.
+        end_time = int(record.started_at * _NANOSECONDS) + int(record.duration_s * _NANOSECONDS)
         self._handoff.run(span.end, end_time)
 
     def dropped(self, start: CallStart) -> None:

@@ -11,6 +11,7 @@ __all__ = [
     "IncompatibleProgramError",
     "MlflowMissingError",
     "ProgramFactoryError",
+    "ProgramRedactionError",
     "ProgramStateError",
     "PublishError",
     "SchemaDifference",
@@ -90,6 +91,18 @@ class UnserialisableProgramError(ObserveError, TypeError):
 
 class ProgramFactoryError(ObserveError, TypeError):
     """The factory of a program did not give a ``dspy.Module``."""
+
+
+class ProgramRedactionError(ObserveError):
+    """Credentials could not be looked for in a program's state, so it is not stored.
+
+    Args:
+        where: The place that could not be redacted.
+    """
+
+    def __init__(self, where: str) -> None:
+        super().__init__(f"{where}: redaction failed, so the program is not stored")
+        self.where = where
 
 
 class PublishError(ObserveError):

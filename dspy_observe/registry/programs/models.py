@@ -9,7 +9,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from dspy_observe.registry.programs.errors import ProgramStateError
 from dspy_observe.registry.programs.reading import Reader
@@ -32,8 +32,6 @@ FORMAT: Final = 1
 _PROVENANCE: Final = (
     "dspy_version", "git_sha", "git_dirty", "trainset_sha256", "devset_sha256", "optimizer", "optimizer_params",
 )  # fmt: skip
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +234,7 @@ class PredictorState:
         for name in ("demos", "train", "traces"):
             own[name] = [demo.sha256 for demo in getattr(self, name)]
         own["decisions"] = canonical(self.decisions, ordered=True)
-        return own  # type: ignore[no-any-return]
+        return dict(own)
 
 
 @dataclass(frozen=True, slots=True)

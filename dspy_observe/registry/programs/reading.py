@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from dspy_observe.registry.programs.errors import ProgramStateError
 
@@ -32,7 +33,7 @@ class Reader:
         self._where = where
         self._taken: set[str] = set()
 
-    def __enter__(self) -> Reader:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -99,6 +100,8 @@ class Reader:
 
 def copied(value: Any, where: str) -> Any:
     """JSON data as new objects; anything else is a :class:`ProgramStateError`."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ProgramStateError(where, f"{value} is not JSON data")
     if value is None or isinstance(value, str | bool | int | float):
         return value
     if isinstance(value, list):

@@ -24,8 +24,8 @@ from dspy_observe.registry.programs.errors import ProgramStateError, Unserialisa
 __all__ = ["Builders", "canonical", "decode", "encode", "sha256_of"]
 
 TAG: Final = "$type"
-_MAX_DEPTH: Final = 60  # the redactor names what lies deeper than 64 levels instead of copying it
-_MAX_NODES: Final = 90_000  # ... and stops at 100,000 containers and keys
+_MAX_DEPTH: Final = 20  # each level is up to three in JSON, and the redactor names what lies deeper than 64
+_MAX_NODES: Final = 30_000  # likewise: it stops at 100,000 containers and keys
 
 _TEXT_FORMS: Final[dict[type, tuple[str, Callable[[Any], str]]]] = {
     datetime: ("datetime", datetime.isoformat),
@@ -70,8 +70,8 @@ def encode(value: Any, where: str) -> Any:
         where: Its place, for errors.
 
     Raises:
-        UnserialisableProgramError: The value, or something in it, has no exact form, or is nested deeper than 60
-            levels (a cycle is, too), or has more than 90,000 parts.
+        UnserialisableProgramError: The value, or something in it, has no exact form, or is nested deeper than 20
+            levels (a cycle is, too), or has more than 30,000 parts.
     """
     return _Encoder().encode(value, where, 0)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,7 +99,7 @@ class Seen:
         """Keep what a call returns or raises."""
         try:
             prediction = call()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the other run must raise the same
             self.errors.append(f"{type(error).__name__}: {error}")
         else:
             self.predictions.append(prediction)
@@ -123,13 +124,34 @@ def run(server: OpenAIServer, texts: Sequence[str], track: Callable[[Any], Any] 
         texts: Each place gets another one at each call, so that over the run each place has had all of them.
         track: Called with each program before it runs.
     """
-    seen, count = Seen(), len(texts)
-    # Extra headers make DSPy take LiteLLM; its own engine sends the others. The LM that has every credential goes first:
-    # a process knows only those of the LMs that it has met.
+    seen = Seen()
+    # Extra headers make DSPy take LiteLLM; its own engine sends the others. The LM that has every credential goes
+    # first: a process knows only those of the LMs that it has met.
     lms = make_lm(server, extra_headers={"X-Team-Auth": LM_HEADER}), make_lm(server)
+    # One event loop for all: connections of asynchronous calls can be closed on the loop that opened them only.
+    with asyncio.Runner() as runner:
+        _run_all(server, texts, track, lms, seen, runner)
+        for lm in lms:
+            seen.state.append(lm.dump_state())
+            runner.run(lm.aclose())
+    return seen
+
+
+def _run_all(
+    server: OpenAIServer,
+    texts: Sequence[str],
+    track: Callable[[Any], Any],
+    lms: Sequence[dspy.LM],
+    seen: Seen,
+    runner: asyncio.Runner,
+) -> None:
+    count = len(texts)
 
     def part(at: int) -> str:
         return texts[at % count]
+
+    def awaited(work: Coroutine[Any, Any, Any]) -> Any:
+        return runner.run(work, context=contextvars.copy_context())
 
     for at in range(count):
         with dspy.context(lm=lms[at % 2], allow_tool_async_sync_conversion=True):
@@ -138,21 +160,17 @@ def run(server: OpenAIServer, texts: Sequence[str], track: Callable[[Any], Any] 
             seen.attempt(lambda p=program, at=at: p(question=part(at)))
             seen.attempt(lambda p=program, at=at: p(question=part(at)))  # from the cache
             server.script([answer(part(at + 1))])
-            seen.attempt(lambda p=program, at=at: asyncio.run(p.acall(question=part(at) + "\nawaited")))
+            seen.attempt(lambda p=program, at=at: awaited(p.acall(question=part(at) + "\nawaited")))
             server.script([answer(part(at + 1))])
-            seen.attempt(lambda p=program, at=at: asyncio.run(_stream(p, part(at) + "\nstreamed", seen)))
+            seen.attempt(lambda p=program, at=at: awaited(_stream(p, part(at) + "\nstreamed", seen)))
             _fail(server, seen, program, part, at)
             seen.state.append(program.dump_state())
-    for lm in lms:
-        seen.state.append(lm.dump_state())
-        asyncio.run(lm.aclose())
-    return seen
 
 
 def _fail(server: OpenAIServer, seen: Seen, program: Any, part: Callable[[int], str], at: int) -> None:
     for status in (400, 401, 500):
         server.script([Failure(status, {"error": {"message": part(at + 5), "type": "t", "code": None}})])
-        seen.attempt(lambda: program(question=f"{part(at)}\nstatus {status}"))
+        seen.attempt(lambda status=status: program(question=f"{part(at)}\nstatus {status}"))
     server.script([Reply(text=f"No. {part(at + 1)}", usage=_USAGE)] * 2)  # the JSON adapter asks once more
     seen.attempt(lambda: program(question=f"{part(at)}\nunparsable"))
 
@@ -161,7 +179,8 @@ def _fail(server: OpenAIServer, seen: Seen, program: Any, part: Callable[[int], 
 
     seen.attempt(lambda: dspy.Tool(broken)(text=part(at)))
     agent = dspy.ReAct("question -> answer", tools=[broken], max_iters=1)
-    call = f"[[ ## next_thought ## ]]\n{part(at + 1)}\n\n[[ ## next_tool_name ## ]]\nbroken\n\n[[ ## next_tool_args ## ]]\n"
+    thought = f"[[ ## next_thought ## ]]\n{part(at + 1)}\n\n"
+    call = f"{thought}[[ ## next_tool_name ## ]]\nbroken\n\n[[ ## next_tool_args ## ]]\n"
     arguments = '{"text": "retry with ghp_EXAMPLE7NotARealTokenAtAll0123456789"}'
     server.script([Reply(text=f"{call}{arguments}\n\n[[ ## completed ## ]]", usage=_USAGE)])
     extracted = f"[[ ## reasoning ## ]]\nr\n\n[[ ## answer ## ]]\n{part(at + 1)}\n\n[[ ## completed ## ]]"

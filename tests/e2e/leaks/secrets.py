@@ -1,4 +1,5 @@
 """Planted secrets: visibly fake, different from each other, the same on every run, and valid where a check exists."""
+# ruff: noqa: RUF001 - Chinese punctuation
 
 from __future__ import annotations
 
@@ -51,7 +52,8 @@ def _drawn(seed: str, length: int, alphabet: str = _ALNUM) -> str:
 
 def _luhn(front: str) -> str:
     digits = [int(char) for char in front]
-    total = sum(digit if at % 2 else (digit * 2 - 9 if digit > 4 else digit * 2) for at, digit in enumerate(digits[::-1]))
+    doubled = (0, 2, 4, 6, 8, 1, 3, 5, 7, 9)
+    total = sum(digit if at % 2 else doubled[digit] for at, digit in enumerate(digits[::-1]))
     return front + str(-total % 10)
 
 

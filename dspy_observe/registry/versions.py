@@ -1,0 +1,244 @@
+"""Registering on a transaction: names, sequence, content address, retention; and versions as users see them."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from dspy_observe.registry import names
+from dspy_observe.registry.errors import (
+    Conflict,
+    CorruptVersion,
+    InvalidName,
+    UnknownSignature,
+    UnknownVersion,
+    VersionExists,
+)
+from dspy_observe.registry.models import Version
+from dspy_observe.registry.records import Mark, Score, StoredVersion
+from dspy_observe.registry.stores.base import Head, Store, Transaction, View
+from dspy_observe.registry.values import canonical, copied, digest
+
+__all__ = ["Draft", "Viewer", "add", "check_content", "configuration_hash", "existing", "prune", "resolve", "target_of"]
+
+SHORTEST_HASH = 12
+"""Digits of a hash that are enough to ask for a version."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A version that is to be registered: checked, copied, without credentials."""
+
+    version_hash: str
+    configuration: dict[str, Any]
+    metadata: dict[str, Any]
+    author: str | None
+    program_id: str | None
+    program_hash: str | None = None
+    program: str | None = None
+    """The program's text, whose SHA-256 is ``program_hash``."""
+
+
+def configuration_hash(configuration: Mapping[str, Any]) -> str:
+    """The content address of a version that is a configuration only."""
+    return digest(canonical({"configuration": configuration}))
+
+
+def existing(view: View) -> View:
+    """The view, if the signature is there.
+
+    Raises:
+        UnknownSignature: It is not.
+    """
+    if not view.exists:
+        raise UnknownSignature(view.name)
+    return view
+
+
+def resolve(view: View, version: str) -> StoredVersion:
+    """The version that is meant.
+
+    Args:
+        view: Its signature.
+        version: A display name, an alias, or a hash of which at least 12 digits are given.
+
+    Raises:
+        UnknownSignature: The signature is not there.
+        UnknownVersion: Nothing, or more than one version, is meant.
+    """
+    existing(view)
+    found = view.version(version)
+    if found is None:
+        alias = view.mark("alias", version)
+        found = view.by_hash(alias.version_hash) if alias is not None else None
+    if found is None and len(version) >= SHORTEST_HASH and not set(version) - set("0123456789abcdef"):
+        found = view.by_hash(version)
+    if found is None:
+        raise UnknownVersion(view.name, version)
+    return found
+
+
+def check_content(store: Store, record: StoredVersion) -> str | None:
+    """Read a version's program and check that content and hash agree.
+
+    Returns:
+        The program's text; ``None`` for a version that is a configuration only.
+
+    Raises:
+        CorruptVersion: They do not.
+    """
+    if record.program_hash is None:
+        if configuration_hash(record.configuration) != record.version_hash:
+            raise CorruptVersion(record.version_hash, record.version, "the configuration is not what its hash says")
+        return None
+    text = store.program(record.program_hash)
+    place = store.place_of(record.program_hash)
+    if text is None:
+        raise CorruptVersion(record.version_hash, place, "the program is missing")
+    if digest(text) != record.program_hash:
+        raise CorruptVersion(record.version_hash, place, "the program is not what its hash says")
+    return text
+
+
+def add(
+    txn: Transaction, draft: Draft, version: str | None, at: datetime, auto: str | None
+) -> tuple[StoredVersion, bool]:
+    """Register a draft; the same content a second time is the version that is there.
+
+    Args:
+        txn: The signature.
+        draft: What to register.
+        version: The caller's name; for content that is there it becomes an alias.
+        at: Now.
+        auto: ``strftime`` format for a name from the clock; ``None`` when there are none.
+
+    Returns:
+        The version, and whether it is new.
+
+    Raises:
+        VersionExists: The name belongs to other content.
+        InvalidName: There is no name.
+    """
+    there = txn.by_hash(draft.version_hash) if txn.exists else None
+    if there is not None:
+        if version is not None and version != there.version:
+            alias(txn, version, there, at, draft.author)
+        if draft.metadata and draft.metadata != there.metadata:
+            data = {"metadata": draft.metadata}
+            key = secrets.token_hex(8)
+            txn.set_mark(Mark("note", key, there.version, there.version_hash, at, draft.author, None, data))
+        return there, False
+    head = txn.head()
+    name = _free_name(txn, version, head, at, auto)
+    record = StoredVersion(
+        name, head.next_sequence, draft.version_hash, at, draft.configuration, draft.metadata, draft.author,
+        draft.program_id, draft.program_hash,
+    )  # fmt: skip
+    txn.set_head(Head(head.next_sequence + 1, head.last_name if version is not None else name))
+    if draft.program_hash is not None and draft.program is not None:
+        txn.put_program(draft.program_hash, draft.program)
+    txn.add_version(record)
+    return record, True
+
+
+def alias(txn: Transaction, name: str, record: StoredVersion, at: datetime, actor: str | None) -> None:
+    """Let a name stand for a version.
+
+    Raises:
+        VersionExists: A version has this name.
+    """
+    if txn.version(name) is not None:
+        raise VersionExists(f"{txn.name!r} has a version named {name!r}", expected=record.version, current=name)
+    txn.set_mark(Mark("alias", name, record.version, record.version_hash, at, actor))
+
+
+def _free_name(txn: Transaction, version: str | None, head: Head, at: datetime, auto: str | None) -> str:
+    if version is not None:
+        taken = txn.version(version)
+        if taken is not None:
+            raise VersionExists(
+                f"version {version!r} already exists for signature {txn.name!r} with other content",
+                expected=None, current=taken.version_hash,
+            )  # fmt: skip
+        if txn.mark("alias", version) is not None:
+            raise Conflict(f"{version!r} is an alias in {txn.name!r}", expected=None, current=version)
+        return version
+    if auto is None:
+        raise InvalidName("version", None, "auto_version is off, so the caller has to give one")
+    name = at.strftime(auto)
+    # Rising, so that a name of a version that was cleaned up is not given to other content in the same second.
+    if name <= head.last_name or txn.version(name) is not None or txn.mark("alias", name) is not None:
+        name = f"{name}_{head.next_sequence}"
+    while txn.version(name) is not None or txn.mark("alias", name) is not None:
+        name += "_"
+    return names.checked("version", name)
+
+
+def target_of(view: View, environment: str) -> StoredVersion | None:
+    """What a rollback would put in place: the last other version in the log that is there and not quarantined."""
+    pointer = view.pointer(environment)
+    if pointer is None:
+        return None
+    seen = {pointer.version_hash}
+    for entry in reversed(view.deployments(environment)):
+        if entry.version_hash in seen:
+            continue
+        seen.add(entry.version_hash)
+        record = view.by_hash(entry.version_hash)
+        if record is not None and view.mark("quarantine", record.version_hash) is None:
+            return record
+    return None
+
+
+def prune(view: View, keep: int, spare: Sequence[str] = ()) -> list[StoredVersion]:
+    """The versions to remove, oldest first, so that at most ``keep`` stay; 0 keeps all.
+
+    Never what an environment runs, what its rollback would take, what has an alias, or a hash in ``spare``.
+    """
+    surplus = view.count() - keep
+    if keep == 0 or surplus <= 0:
+        return []
+    kept = set(spare) | {mark.version_hash for mark in view.marks("alias")}
+    for pointer in view.pointers():
+        kept.add(pointer.version_hash)
+        target = target_of(view, pointer.environment)
+        if target is not None:
+            kept.add(target.version_hash)
+    return [one for one in view.versions() if one.version_hash not in kept][:surplus]
+
+
+class Viewer:
+    """Makes versions as users see them from one view of a signature.
+
+    Args:
+        view: The signature.
+        environment: The environment that ``is_deployed`` is about.
+        scores: The latest score by hash; ``None`` looks each one up.
+    """
+
+    def __init__(self, view: View, environment: str, scores: Mapping[str, Score] | None = None) -> None:
+        self._view = view
+        self._environment = environment
+        self._scores = scores
+        self._running: dict[str, list[str]] = {}
+        for pointer in view.pointers():
+            self._running.setdefault(pointer.version_hash, []).append(pointer.environment)
+        self._aliases: dict[str, list[str]] = {}
+        for mark in view.marks("alias"):
+            self._aliases.setdefault(mark.version_hash, []).append(mark.key)
+        self._bad = {mark.key: mark.reason or "" for mark in view.marks("quarantine")}
+
+    def see(self, record: StoredVersion, *, created: bool = True) -> Version:
+        """One version."""
+        digits = record.version_hash
+        score = self._view.last_score(digits) if self._scores is None else self._scores.get(digits)
+        running = tuple(self._running.get(digits, ()))
+        return Version(
+            self._view.name, record.version, digits, record.sequence, record.created_at, copied(record.configuration),
+            copied(record.metadata), record.author, record.program_id, record.program_hash,
+            self._environment in running, running, None if score is None else score.value, self._bad.get(digits),
+            tuple(self._aliases.get(digits, ())), created,
+        )  # fmt: skip

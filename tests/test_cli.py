@@ -1,0 +1,109 @@
+"""The command line: versions, help, redaction of files, exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from dspy_observe.cli import app
+
+TEXT = "first line\nmail alice@example.com, card 4111 1111 1111 1111\n"
+
+
+def call(*arguments: str, stdin: str | None = None) -> Result:
+    """Run a command in this process."""
+    return CliRunner().invoke(app, list(arguments), input=stdin)
+
+
+def test_the_version_is_the_installed_one() -> None:
+    """And nothing else is printed."""
+    done = call("--version")
+    assert (done.exit_code, done.output) == (0, version("dspy-observe") + "\n")
+
+
+def test_help_names_the_commands() -> None:
+    """Without a command, help is shown and the exit code says that something is missing."""
+    helped, bare = call("--help"), call()
+    assert helped.exit_code == 0
+    assert "redact" in helped.output
+    assert "redact" in bare.output
+    assert bare.exit_code == 2
+
+
+def test_an_unknown_command_is_wrong_usage() -> None:
+    """Exit code 2."""
+    done = call("no-such-verb")
+    assert done.exit_code == 2
+    assert "no-such-verb" in done.output
+
+
+def test_the_console_script_runs() -> None:
+    """As installed, in a process of its own."""
+    script = Path(sys.executable).with_name("dspy-observe")
+    done = subprocess.run([script, "redact"], input=TEXT, capture_output=True, text=True, check=True)
+    assert done.stdout == "first line\nmail <EMAIL>, card <CARD>\n"
+
+
+def test_a_file_is_redacted_as_it_stands(tmp_path: Path) -> None:
+    """Line ends included; the file is not touched."""
+    file = tmp_path / "prompt.txt"
+    file.write_text(TEXT)
+    done = call("redact", str(file))
+    assert (done.exit_code, done.output) == (0, "first line\nmail <EMAIL>, card <CARD>\n")
+    assert file.read_text() == TEXT
+
+
+def test_operators_by_entity() -> None:
+    """Mask, replace, take out."""
+    done = call("redact", "--mask", "CARD=4", "--fixed", "EMAIL=[mail]", stdin=TEXT)
+    assert done.exit_code == 0, done.output
+    assert "[mail]" in done.output
+    assert "1111\n" in done.output
+    assert "4111" not in done.output
+    assert "mail , card" in call("redact", "--drop", "EMAIL", stdin=TEXT).output
+
+
+def test_findings_as_json_and_as_a_table() -> None:
+    """Places that a machine or a person can find, never the values."""
+    told = json.loads(call("redact", "--json", stdin=TEXT).output)
+    assert told["text"] == "first line\nmail <EMAIL>, card <CARD>\n"
+    assert [TEXT[f["start"] : f["end"]] for f in told["findings"]] == ["alice@example.com", "4111 1111 1111 1111"]
+    assert [f["entity"] for f in told["findings"]] == ["EMAIL", "CARD"]
+    table = call("redact", "--explain", stdin=TEXT)
+    assert "EMAIL" in table.output
+    assert "alice" not in table.output
+    assert "Nothing private" in call("redact", "--explain", stdin="nothing here").output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("no-such-file.txt",), "cannot read"),
+        (("--mask", "CARD"), "ENTITY=N"),
+        (("--mask", "CARD=all"), "ENTITY=N"),
+        (("--fixed", "EMAIL"), "ENTITY=TEXT"),
+        (("--replacement", ""), "replacement"),
+        (("--no-such-option",), "no-such-option"),
+    ],
+)
+def test_wrong_usage_says_what_to_write(arguments: tuple[str, ...], words: str) -> None:
+    """Exit code 2, and no traceback."""
+    done = call("redact", *arguments, stdin=TEXT)
+    assert done.exit_code == 2
+    assert words in " ".join(done.output.replace("│", " ").split())
+    assert "Traceback" not in done.output
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    """By name."""
+    file = tmp_path / "picture.bin"
+    file.write_bytes(b"\xff\xfe\x00\x80")
+    done = call("redact", str(file))
+    assert done.exit_code == 2
+    assert "UTF-8" in done.output
