@@ -14,6 +14,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from time import perf_counter
 from typing import Any, Final
 
 from dspy_observe import safety
@@ -55,10 +56,14 @@ class Handoff:
         if self._slow:
             self._enqueue(work, args)
             return
-        began = time.perf_counter()
-        with self._guard:
+        began = perf_counter()
+        try:  # a guard in full: this runs for every span
             work(*args)
-        took = time.perf_counter() - began
+        except Exception as error:
+            safety.swallowed(self._site, error)
+            if safety.strict():
+                raise
+        took = perf_counter() - began
         if took < _SLOW_S:
             self._streak = 0
             return
@@ -111,12 +116,12 @@ class Handoff:
         quick = 0
         while True:
             context, work, args = self._waiting.get()
-            began = time.perf_counter()
+            began = perf_counter()
             try:
                 with self._guard:
                     context.run(work, *args)
             finally:  # also where the strict switch lets the error end this thread; the next piece starts another
                 self._waiting.task_done()
-            quick = quick + 1 if time.perf_counter() - began < _SLOW_S else 0
+            quick = quick + 1 if perf_counter() - began < _SLOW_S else 0
             if quick >= _IN_A_ROW and self._waiting.empty():
                 self._slow = False

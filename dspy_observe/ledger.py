@@ -29,7 +29,7 @@ from dspy_observe.facts.identity import WeakIdentityMap
 from dspy_observe.facts.lm import LMCapture
 from dspy_observe.facts.recent import Recent
 from dspy_observe.readers import Plan, Reader, Recorder, Route, without
-from dspy_observe.records import CallKind, CallRecord, CallStart, Finding, Price, make_call_record
+from dspy_observe.records import CallKind, CallRecord, CallStart, Finding, Price, make_call_record, make_call_start
 from dspy_observe.redaction import Redactor, credentials_only, redact_name
 
 __all__ = ["LEDGER", "Answer", "Clock", "Ledger"]
@@ -103,7 +103,8 @@ class Ledger:
         self.answers: WeakIdentityMap[Answer] = WeakIdentityMap()
         self._max_open = max_open
         self._open: dict[str, _Entry] = {}
-        self._ended: Recent[CallStart] = Recent(max_ended)
+        # As plain tuples, which the garbage collector leaves alone.
+        self._ended: Recent[tuple[Any, ...]] = Recent(max_ended)
         self._planned: tuple[tuple[Any, ...], Plan] = ((), Plan())
         self._lock = threading.Lock()
         self._dropped = 0
@@ -181,7 +182,10 @@ class Ledger:
             if not entry.admitted:
                 self._open.pop(call_id, None)
                 if entry.start is not None and entry.kind in _PARENT_KINDS:
-                    self._ended.remember(call_id, entry.start)
+                    start = entry.start
+                    self._ended.remember(
+                        call_id, (start.root_id, start.kind, start.name, start.program, start.version, start.role)
+                    )
 
     @staticmethod
     def _is_read(entry: _Entry) -> bool:
@@ -213,7 +217,9 @@ class Ledger:
         if active is not None:
             above = self._open.get(active)
             if above is None:
-                entry.parent = self._ended.get(active)
+                ended = self._ended.get(active)
+                if ended is not None:
+                    entry.parent = _ended_start(active, *ended)
             else:
                 if above.shadow is not None:
                     above = above.shadow
@@ -383,6 +389,15 @@ _PARENT_KINDS: Final = frozenset({"module", "tool", "evaluate", "compile", "inte
 _GUARD_CONTENT = safety.guard("ledger.content")
 _GUARD_BILLING = safety.guard("ledger.billing")
 _GUARD_PRICE = safety.guard("ledger.price")
+
+
+def _ended_start(
+    call_id: str, root_id: str, kind: CallKind, name: str, program: str | None, version: str | None, role: str
+) -> CallStart:
+    """As much of an ended call as its late children ask for."""
+    return make_call_start(
+        call_id, None, root_id, kind, name, program, version, role, False, None, None, None, None, 0.0, None
+    )
 
 
 @lru_cache(maxsize=256)  # the calls of one program run share a trace

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
+from dspy_observe import safety
+
 # One cache folder per process, below the one make test gave us: an answer of another run, or of another xdist worker,
 # would be a cache hit where the test counts a call.
 _CACHE = tempfile.mkdtemp(prefix="dspy-cache-", dir=os.environ.get("DSPY_CACHEDIR"))
@@ -45,6 +47,13 @@ settings.load_profile("ci" if os.environ.get("CI") else "dev")
 def pytest_unconfigure() -> None:
     """Take the cache folder away with the process that made it."""
     shutil.rmtree(_CACHE, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def errors_counted_from_zero() -> None:
+    """Forget the telemetry errors that earlier tests caused on purpose; a new registry would count them."""
+    safety._counts.clear()
+    safety._logged_at.clear()
 
 
 @pytest.fixture(autouse=True)

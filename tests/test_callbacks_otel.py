@@ -92,7 +92,6 @@ def test_whole_spans_of_a_run(spans: Spans) -> None:
             "dspy.program": "qa",
             "dspy.version": "v1",
             "dspy.role": "canary",
-            "dspy.call_id": lm.call_id,
             "dspy.cache_hit": False,
             "gen_ai.operation.name": "chat",
             "gen_ai.provider.name": "offline",

@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 import dspy
@@ -153,17 +154,18 @@ def begin(
         parent: The observed call that makes this one, if there is one.
         started_at: Unix time in seconds.
     """
-    model = provider = None
+    model = provider = operation = None
     streaming = None
     if kind == "lm":
-        name = model = redact_name(_model_name(instance))
-        prefix, slash, _ = model.partition("/")
-        provider = _PROVIDERS.get(prefix, prefix) if slash else None
+        name, provider = _model_facts(_model_name(instance))
+        model = name
+        operation = _OPERATIONS.get(getattr(instance, "model_type", "chat"), "chat")
         streaming = dspy.settings.send_stream is not None
     elif kind == "tool":
         name = redact_name(str(getattr(instance, "name", None) or type(instance).__name__))
+        operation = "execute_tool"
     else:
-        name = redact_name(type(instance).__name__)
+        name, operation = _class_facts(type(instance))  # type: ignore[arg-type]  # classes are hashable
     is_program = False
     if parent is not None and parent.kind == "module" and not (_tags and _tags.get(instance)):
         # The usual case: below a module, whose program it belongs to.
@@ -173,6 +175,8 @@ def begin(
         modules = () if parent is not None and parent.kind == "module" else _caller_modules()
         is_program = kind == "module" and not modules and (parent is None or parent.kind != "module")
         program, version, role = _identify(kind, instance, inputs, parent, modules)
+        if is_program and operation is None:
+            operation = "invoke_workflow"
     return make_call_start(
         call_id,
         parent.call_id if parent is not None else None,
@@ -183,7 +187,7 @@ def begin(
         version,
         role,
         is_program,
-        _operation(kind, instance, is_program),
+        operation,
         model,
         provider,
         streaming,
@@ -204,18 +208,19 @@ def _caller_modules() -> tuple[Any, ...]:
     return tuple(module for module in modules if type(module) is not HistoryTap) if modules else ()
 
 
-def _operation(kind: CallKind, instance: Any, is_program: bool) -> str | None:
-    if kind == "lm":
-        return _OPERATIONS.get(getattr(instance, "model_type", "chat"), "chat")
-    if kind == "tool":
-        return "execute_tool"
-    if kind == "module":
-        # By type: isinstance() would ask the module for its __class__, which dspy.Module answers in Python.
-        if issubclass(type(instance), _AGENTS):
-            return "invoke_agent"
-        if is_program:
-            return "invoke_workflow"
-    return None
+@lru_cache(maxsize=1024)
+def _class_facts(kind: type[Any]) -> tuple[str, str | None]:
+    """Name and operation of a module, adapter or optimizer, by its class."""
+    # By class: isinstance() would ask the module for its __class__, which dspy.Module answers in Python.
+    return redact_name(kind.__name__), "invoke_agent" if issubclass(kind, _AGENTS) else None
+
+
+@lru_cache(maxsize=1024)
+def _model_facts(model: str) -> tuple[str, str | None]:
+    """A model's name and provider."""
+    name = redact_name(model)
+    prefix, slash, _ = name.partition("/")
+    return name, _PROVIDERS.get(prefix, prefix) if slash else None
 
 
 def _identify(

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, get_args
 
+from dspy_observe.environment import env_default, parse_bool
 from dspy_observe.redaction.detectors import DEFAULT_DETECTORS, Detector, Finder
 from dspy_observe.redaction.errors import RedactionConfigError
 from dspy_observe.redaction.keynames import DEFAULT_ALLOW, DEFAULT_DENY_KEYS
@@ -15,6 +16,14 @@ from dspy_observe.redaction.validators import IpScope
 __all__ = ["Redaction"]
 
 _MIN_CHARS: Final = 256
+
+
+def _number(text: str) -> int | None:
+    return int(text)
+
+
+def _scope(text: str) -> IpScope:
+    return text  # type: ignore[return-value]  # checked with all other fields
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,7 +37,7 @@ class Redaction:
     detectors: tuple[Detector | Finder, ...] = DEFAULT_DETECTORS
     """What to look for: detectors, or any function from a text to (start, end) pairs, whose entity is its attribute
     ``entity``, else its name in capitals. Usually ``DEFAULT_DETECTORS + (mine,)``."""
-    replacement: str = "<{entity}>"
+    replacement: str = field(default_factory=env_default("DSPY_OBSERVE_REDACTION_REPLACEMENT", "<{entity}>", str))
     """What replaces a value unless ``operators`` says otherwise; ``{entity}`` becomes its name."""
     operators: Mapping[str, Operator] = field(default_factory=dict)
     """By entity name: :class:`Label`, :class:`Fixed`, :class:`Mask`, :class:`Drop` or :class:`KeyedHash`."""
@@ -36,17 +45,23 @@ class Redaction:
     """Names, in any spelling, under which a value is dropped whole; a name matches when it ends in one of them."""
     allow: frozenset[str] = DEFAULT_ALLOW
     """Names that stay although ``deny_keys`` matches them, such as ``prompt_tokens``."""
-    scan_limit_chars: int = 65_536
+    scan_limit_chars: int = field(
+        default_factory=env_default("DSPY_OBSERVE_REDACTION_SCAN_LIMIT_CHARS", 65_536, int)
+    )
     """Characters of one text that are looked at, at least 256. What lies beyond is cut off, never passed on unseen,
     and the text ends in ``<TRUNCATED n CHARS>``."""
-    max_chars: int | None = None
+    max_chars: int | None = field(default_factory=env_default("DSPY_OBSERVE_REDACTION_MAX_CHARS", None, _number))
     """Characters of one text after redaction, at least 256, the note about the cut included; ``None`` does not cut."""
-    known_secrets: bool = True
+    known_secrets: bool = field(
+        default_factory=env_default("DSPY_OBSERVE_REDACTION_KNOWN_SECRETS", True, parse_bool)
+    )
     """Also replace, literally, the values of this process's environment variables that are named like secrets, and
     whatever :meth:`Redactor.add_secrets` is told."""
-    foreign_signals: bool = False
+    foreign_signals: bool = field(
+        default_factory=env_default("DSPY_OBSERVE_REDACTION_FOREIGN_SIGNALS", False, parse_bool)
+    )
     """Also redact spans and log records that other libraries produce, by wrapping the exporters."""
-    ip_scope: IpScope = "private"
+    ip_scope: IpScope = field(default_factory=env_default("DSPY_OBSERVE_REDACTION_IP_SCOPE", "private", _scope))
     """``public``: routed addresses only. ``private``: private networks and link-local too. ``all``: also loopback,
     unspecified and broadcast addresses."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import marshal
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -16,7 +17,7 @@ from dspy_observe.redaction import secrets, validators, walk
 from dspy_observe.redaction.detectors import CREDENTIAL_DETECTORS, Detector, Finder
 from dspy_observe.redaction.errors import RedactionConfigError
 from dspy_observe.redaction.keynames import KeyNames
-from dspy_observe.redaction.memory import ScanMemory
+from dspy_observe.redaction.memory import Memory
 from dspy_observe.redaction.operators import Fixed, Label, Mask, replacer
 from dspy_observe.redaction.options import Redaction
 from dspy_observe.redaction.process import environment_secrets
@@ -60,7 +61,8 @@ class Redactor:
         self._failures = 0
         self._secrets: OrderedDict[str, None] = OrderedDict()
         self._known: tuple[str, ...] = ()
-        self._memory = ScanMemory()
+        self._memory: Memory[str, tuple[str, tuple[str, ...]]] = Memory()
+        self._values: Memory[bytes, tuple[Any, tuple[Finding, ...]]] = Memory()
         self._names = KeyNames(self.options.deny_keys, self.options.allow)
         self._replacers: dict[str, Callable[[str], str]] = {}
         self._outputs: set[str] = set()
@@ -100,7 +102,7 @@ class Redactor:
             if limit is not None and len(out) > limit:
                 out, more = self._scanner.redact(cut(out, limit), self._known, limit)
                 entities += more
-            memory.keep(text, out, tuple(entities))
+            memory.keep(text, (out, tuple(entities)), len(text) + len(out))
             return out, entities  # noqa: TRY300 - the way without an error
         except Exception as error:  # noqa: BLE001 - whatever a detector raises, the value must not leave
             return self.failed(error, len(text)), []
@@ -116,14 +118,22 @@ class Redactor:
             value: Anything; it is only read.
 
         Returns:
-            The copy, and one finding for each place, which names the entity and the path, never the value.
+            The copy, and one finding for each place, which names the entity and the path, never the value. Equal
+            values may get the very same copy; it is to be read, not changed.
         """
         if type(value) is str and value[:1] not in "[{":
             out, entities = self.scan_text(value)
             return out, tuple(Finding(entity, "") for entity in entities)
+        memory, key = self._values, _value_key(value)
+        if key is not None and (known := memory.get(key)) is not None:
+            return known
         walker = walk.Walker(self.scan_text, self.failed, self._names.is_secret, self.drop_value)
+        failures = self._failures
         try:
-            return walker.copy(value), tuple(walker.findings)
+            found = walker.copy(value), tuple(walker.findings)
+            if key is not None and failures == self._failures:
+                memory.keep(key, found, 2 * len(key))
+            return found
         except Exception as error:  # noqa: BLE001 - a hostile object must not reach the program, nor its content leave
             return self.failed(error, None), ()
 
@@ -154,7 +164,8 @@ class Redactor:
                 self._secrets.popitem(last=False)
             forms = {form for value in self._secrets for form in (value, dumps(value)[1:-1], _percent_encoded(value))}
             self._known = tuple(sorted(forms, key=lambda form: (-len(form), form)))
-            self._memory = ScanMemory()  # what was clean before may hold one of the new secrets
+            self._values = Memory()
+            self._memory = Memory()  # what was clean before may hold one of the new secrets
 
     def drop_value(self, text: str) -> str:
         """What replaces a whole value under a secret's name."""
@@ -246,6 +257,16 @@ def _percent_encoded(value: str) -> str:
         for char in value
         for raw in (char.encode("utf-8", "surrogatepass"),)
     )
+
+
+def _value_key(value: Any) -> bytes | None:
+    """What tells plain values apart, types included; ``None`` for values that hold other objects or a cycle."""
+    if type(value) is not dict:
+        return None
+    try:
+        return marshal.dumps(value, 2)  # from version 3 on the bytes depend on who else refers to the parts
+    except ValueError:
+        return None
 
 
 def credentials_only(options: Redaction | None = None) -> Redactor:

@@ -23,6 +23,8 @@ _TELLING: Final = re.compile(
     r"phone|tel|mobile|cell|fax|ssn|social|card|pan\b|passport|id_?card|identity|contact|手机|电话|身份证|卡号|证件",
     re.IGNORECASE,
 )
+# Brackets, then a value or an end. Prompts often begin with a bracket too: "[[ ## question ## ]]", "[INST]".
+_JSON_START: Final = re.compile(r"""[\[{][\s\[{]{0,64}(?:["0-9\]}-]|true|false|null|NaN|Infinity)""")
 _JSON_SECRET: Final = re.compile(
     r"pass|pwd|secret|token|key|cred|auth|cookie|jwt|cvv|cvc|otp|dsn|bearer|connection|mnemonic|密|令牌|\\u5bc6",
     re.IGNORECASE,
@@ -168,7 +170,13 @@ class Walker:
         return out[len(name) + 1 :] if name and out.startswith(f"{name}=") else out
 
     def _text(self, text: str, path: str, name: str, parse: bool = True) -> str:
-        if parse and text[:1] in ("{", "[") and len(text) <= _MAX_JSON and _JSON_SECRET.search(text):
+        if (
+            parse
+            and text[:1] in ("{", "[")
+            and len(text) <= _MAX_JSON
+            and _JSON_START.match(text)
+            and _JSON_SECRET.search(text)
+        ):
             parsed = self._json(text, path)
             if parsed is not None:
                 text = parsed

@@ -75,7 +75,7 @@ def _optional(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda value: None if value is None else read(value)
 
 
-_QUOTE: Final = {str: "; quote it"}
+_QUOTE: Final[dict[type, str]] = {str: "; quote it"}
 _READERS: Final[dict[str, Callable[[Any], Any]]] = {
     "str": _of(str, "a text"),
     "int": _of(int, "a whole number"),

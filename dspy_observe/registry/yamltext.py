@@ -187,14 +187,13 @@ def _build(events: Any, file: str, lines: dict[tuple[str | int, ...], int] | Non
             if documents > 1:
                 raise CorruptRegistry(file, event.start_mark.line + 1, "a second document begins here")
             continue
-        path = _put(top, value, root) if lines is None else _put_marked(top, value, root, lines, event)
-        if type(value) is dict or type(value) is list:
-            if kind is not yaml.ScalarEvent:
-                stack.append(_Open(value, path))
+        path = _put(top, value) if lines is None else _put_marked(top, value, root, lines, event)
+        if kind is not yaml.ScalarEvent:
+            stack.append(_Open(value, path))
     return root[0] if root else None
 
 
-def _put(top: _Open, value: Any, root: list[Any]) -> tuple[str | int, ...]:
+def _put(top: _Open, value: Any) -> tuple[str | int, ...]:
     if type(top.value) is dict:
         top.value[top.key] = value
         top.key = None
@@ -209,11 +208,13 @@ def _put_marked(
     step: tuple[str | int, ...]
     if top.value is root:
         step = ()
+    elif type(top.value) is dict:
+        step = (top.key or "",)
     else:
-        step = (top.key or "",) if type(top.value) is dict else (len(top.value),)
+        step = (len(top.value),)
     path = top.path + step
     lines[path] = event.start_mark.line + 1
-    _put(top, value, root)
+    _put(top, value)
     return path
 
 

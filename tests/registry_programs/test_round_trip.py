@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from dspy_observe.registry.programs import ProgramSnapshot, content_hash, diff, restore, snapshot
 
 TEXT = st.text(max_size=30)
-NUMBERS = st.floats(allow_nan=False, width=32)
+NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 
 
 def through_json(program: dspy.Module, factory: Any) -> dspy.Module:
@@ -74,7 +74,7 @@ def demos(draw: st.DrawFn, shapes: Any, signature: Any) -> Any:
 
 
 @pytest.mark.parametrize("shape", ["predict", "typed", "chain", "models", "history", "agent", "pipeline"])
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_a_restored_program_has_the_same_state_and_prompts(shapes: Any, shape: str, data: st.DataObject) -> None:
     """State, prompts and content address survive, whatever was tuned, and the original is left as it was."""
@@ -102,10 +102,10 @@ def test_prompts_are_the_same_under_every_adapter(shapes: Any, shape: str, adapt
     factory = shapes.factories[shape]
     program = factory()
     values = {
-        "message": "hi", "tags": ["x"], "urgency": "high", "mood": shapes.Mood.SAD, "score": 2,
-        "scan": dspy.Image(shapes.pixel), "known": shapes.Invoice(number=7, day=date(2020, 2, 3)),
+        "message": "MARK", "tags": ["x"], "urgency": "high", "mood": shapes.Mood.SAD, "score": 2,
+        "scan": dspy.Image(shapes.pixel), "known": shapes.Invoice(number=7788, day=date(2020, 2, 3)),
         "by_day": {"z": 1.0, "a": 2.0}, "invoice": shapes.Invoice(number=8, day=date(2020, 2, 3)), "paid": True,
-        "question": "q", "history": dspy.History(messages=[{"question": "a", "answer": "b"}]), "answer": "a",
+        "question": "MARK", "history": dspy.History(messages=[{"question": "a", "answer": "b"}]), "answer": "a",
         "reasoning": "r",
     }  # fmt: skip
     for predictor in program.predictors():
@@ -130,7 +130,7 @@ def test_prompts_are_the_same_under_every_adapter(shapes: Any, shape: str, adapt
         return seen
 
     first = asked(program)
-    assert any("high" in str(one) or "number" in str(one) or "'b'" in str(one) for one in first)
+    assert "MARK" in str(first) or "7788" in str(first), "the demos are not in the prompt"
     assert asked(restored) == first
 
 

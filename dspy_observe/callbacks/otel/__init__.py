@@ -154,7 +154,7 @@ class OTelCallback(RecordCallback):
             LEDGER.link(start.call_id, context.trace_id, context.span_id)
 
     def finished(self, record: CallRecord) -> None:
-        if record.kind == "lm":
+        if self._durations is not None and record.kind == "lm" and not record.cache_hit:
             self._measure(record)
         span = self._layers.leave(record.call_id)
         if span is None:
@@ -267,7 +267,7 @@ class OTelCallback(RecordCallback):
             )
 
     def _measure(self, record: CallRecord) -> None:
-        if self._durations is None or self._tokens is None or record.cache_hit:
+        if self._durations is None or self._tokens is None:
             return
         known = {
             gen_ai.GEN_AI_OPERATION_NAME: record.operation,

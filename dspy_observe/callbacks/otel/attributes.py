@@ -71,8 +71,10 @@ def start_attributes(start: CallStart) -> dict[str, Attribute]:
     if start.operation is not None:
         found[gen_ai.GEN_AI_OPERATION_NAME] = start.operation
         _operation_attributes(start, found)
-    if start.kind == "lm" or start.is_program or start.parent_id is None:
+    if start.is_program or start.parent_id is None:
         found[names.ATTR_CALL_ID] = start.call_id
+        found[names.ATTR_ROLE] = start.role
+    elif start.kind == "lm":
         found[names.ATTR_ROLE] = start.role
     if start.is_program and start.version is not None and start.program is not None:
         found[gen_ai.GEN_AI_PROMPT_NAME] = start.program
@@ -125,9 +127,9 @@ def _lm_pairs(record: CallRecord) -> tuple[tuple[str, Attribute | None], ...]:
         (gen_ai.GEN_AI_RESPONSE_TIME_TO_FIRST_CHUNK, record.ttft_s),
         (gen_ai.GEN_AI_USAGE_INPUT_TOKENS, usage.prompt),
         (gen_ai.GEN_AI_USAGE_OUTPUT_TOKENS, usage.completion),
-        (gen_ai.GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS, usage.cache_read),
-        (gen_ai.GEN_AI_USAGE_CACHE_CREATION_INPUT_TOKENS, usage.cache_write),
-        (gen_ai.GEN_AI_USAGE_REASONING_OUTPUT_TOKENS, usage.reasoning),
+        (gen_ai.GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS, usage.cache_read or None),
+        (gen_ai.GEN_AI_USAGE_CACHE_CREATION_INPUT_TOKENS, usage.cache_write or None),
+        (gen_ai.GEN_AI_USAGE_REASONING_OUTPUT_TOKENS, usage.reasoning or None),
         (names.ATTR_CACHE_HIT, record.cache_hit),
         (names.ATTR_COST_USD, record.cost_usd),
         (names.ATTR_COST_SAVED_USD, record.cost_saved_usd),
@@ -182,8 +184,20 @@ def _replies(outputs: Any, finish_reason: str | None) -> list[dict[str, Any]]:
     ]
 
 
+_rendered: Final[dict[int, tuple[Any, str]]] = {}
+_MAX_RENDERED: Final = 64
+
+
 def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=lambda other: f"<{type(other).__name__}>")
+    """Render content; nested modules pass the very same copy on, which is rendered once."""
+    known = _rendered.get(id(value))
+    if known is not None and known[0] is value:
+        return known[1]
+    text = json.dumps(value, ensure_ascii=False, default=lambda other: f"<{type(other).__name__}>")
+    if len(_rendered) >= _MAX_RENDERED:
+        _rendered.clear()
+    _rendered[id(value)] = (value, text)
+    return text
 
 
 def _cut(text: str, max_chars: int) -> str:

@@ -14,7 +14,15 @@ from typing import Final
 
 from opentelemetry import context as context_api
 from opentelemetry.context import Context
-from opentelemetry.trace import INVALID_SPAN, NonRecordingSpan, Span, SpanContext, TracerProvider, set_span_in_context
+from opentelemetry.trace import (
+    INVALID_SPAN,
+    NonRecordingSpan,
+    Span,
+    SpanContext,
+    TraceFlags,
+    TracerProvider,
+    set_span_in_context,
+)
 
 from dspy_observe.conventions import INFERENCE_SPAN_KEY, MAX_ENDED_CALLS
 from dspy_observe.facts.recent import Recent
@@ -53,8 +61,9 @@ class Layers:
     def __init__(self, provider: TracerProvider) -> None:
         self._processor = getattr(provider, "_active_span_processor", None)
         self._open: dict[str, Layer] = {}
-        # Only the ids of ended spans: a span holds its content, and a late child needs no more than its parent's place.
-        self._ended: Recent[SpanContext] = Recent(MAX_ENDED_CALLS)
+        # Only the ids of ended spans, as plain numbers: a span holds its content, a late child needs no more than its
+        # parent's place, and the garbage collector leaves tuples of numbers alone.
+        self._ended: Recent[tuple[int, int, int]] = Recent(MAX_ENDED_CALLS)
 
     def parent_context(self, start: CallStart) -> Context:
         """The context whose span is the parent of a call that begins now."""
@@ -91,7 +100,9 @@ class Layers:
         if inference:
             base = context_api.set_value(INFERENCE_SPAN_KEY, span, base)
         previous = context_api.get_current()
-        _forget_dead_layers(previous)
+        newest = previous.get(_LAYER)
+        if isinstance(newest, Layer) and not newest.open:
+            _forget_dead_layers(newest)
         layer = Layer(self, start.call_id, span, base, previous)
         self._open[start.call_id] = layer
         context_api.attach(layer.context)
@@ -106,7 +117,13 @@ class Layers:
         if call_id is None:
             return None
         layer = self._open.get(call_id)
-        return layer.span.get_span_context() if layer is not None else self._ended.get(call_id)
+        if layer is not None:
+            return layer.span.get_span_context()
+        ended = self._ended.get(call_id)
+        if ended is None:
+            return None
+        trace_id, span_id, flags = ended
+        return SpanContext(trace_id, span_id, is_remote=False, trace_flags=TraceFlags(flags))
 
     def leave(self, call_id: str, *, given_up: bool = False) -> Span | None:
         """Take a call's span out and restore the context that was there before it.
@@ -127,7 +144,8 @@ class Layers:
         layer.open = False
         layer.given_up = given_up
         layer.context = _EMPTY  # a context holds its layer: without this the two would wait for the garbage collector
-        self._ended.remember(call_id, layer.span.get_span_context())
+        place = layer.span.get_span_context()
+        self._ended.remember(call_id, (place.trace_id, place.span_id, int(place.trace_flags)))
         if context_api.get_current().get(_LAYER) is layer:
             previous = layer.previous
             below = previous.get(_LAYER)
@@ -160,14 +178,11 @@ class Layers:
         return layer if isinstance(layer, Layer) and layer.owner is self else None
 
 
-def _forget_dead_layers(context: Context) -> None:
-    """Let the newest layer of a context, if it is dead, point past the dead ones below it.
+def _forget_dead_layers(newest: Layer) -> None:
+    """Let a dead layer point past the dead ones below it.
 
     A callback of others that restores our ended layers after every call would otherwise chain all of them together.
     """
-    newest = context.get(_LAYER)
-    if not isinstance(newest, Layer) or newest.open:
-        return
     below = newest.previous.get(_LAYER)
     while isinstance(below, Layer) and not below.open:
         newest.previous = below.previous

@@ -20,19 +20,18 @@ from dspy_observe.registry.programs.errors import (
     UnserialisableProgramError,
     UntrustedProgramError,
 )
-from dspy_observe.registry.programs.models import (
+from dspy_observe.registry.programs.models import ProgramSnapshot, content_hash
+from dspy_observe.registry.programs.optimizers import OptimizationMetadata, optimization_metadata
+from dspy_observe.registry.programs.provenance import dataset_sha256, git_state
+from dspy_observe.registry.programs.states import (
     AdapterIdentity,
     Demo,
     FieldState,
     LMIdentity,
     PredictorState,
-    ProgramSnapshot,
     RedactedPlace,
     ToolState,
-    content_hash,
 )
-from dspy_observe.registry.programs.optimizers import OptimizationMetadata, optimization_metadata
-from dspy_observe.registry.programs.provenance import dataset_sha256, git_state
 
 if TYPE_CHECKING:
     from dspy_observe.registry.programs.capturing import snapshot as snapshot

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import dspy
@@ -17,20 +18,14 @@ from dspy_observe.registry.programs.identity import (
     lm_identity,
     secrets_of,
 )
-from dspy_observe.registry.programs.models import (
-    Demo,
-    FieldState,
-    PredictorState,
-    ProgramSnapshot,
-    RedactedPlace,
-    ToolState,
-)
+from dspy_observe.registry.programs.models import ProgramSnapshot
 from dspy_observe.registry.programs.optimizers import optimizer_parameters
 from dspy_observe.registry.programs.provenance import code_folder, dataset_sha256, git_state
+from dspy_observe.registry.programs.states import Demo, FieldState, PredictorState, RedactedPlace, ToolState
 from dspy_observe.registry.programs.typetext import type_text
-from dspy_observe.registry.programs.values import encode
+from dspy_observe.registry.programs.values import encode, sha256_of
 
-__all__ = ["field_states", "snapshot", "tool_states"]
+__all__ = ["field_states", "instructions_sha256", "snapshot", "tool_states"]
 
 _WHOLE = 1 << 30  # characters: a state that is cut short would come back as another program
 
@@ -43,6 +38,7 @@ def snapshot(
     optimizer_params: Mapping[str, Any] | None = None,
     trainset: Iterable[Any] | None = None,
     devset: Iterable[Any] | None = None,
+    factory: Callable[[], Any] | None = None,
     redactor: Redactor | None = None,
 ) -> ProgramSnapshot:
     """The compiled state of a program with everything needed to check that it fits the code it is loaded into.
@@ -57,6 +53,8 @@ def snapshot(
         optimizer_params: Its parameters; ``None`` takes what the optimizer keeps.
         trainset: Examples it was trained on; ``None`` when unknown.
         devset: Examples it was chosen on; ``None`` when unknown.
+        factory: Makes the untuned program, as for ``restore``; with it, a later change of the code's instructions is
+            noticed. ``None`` leaves that out.
         redactor: Takes credentials out of texts; ``None`` takes the default one. It also learns the program's own keys.
 
     Raises:
@@ -69,6 +67,9 @@ def snapshot(
     lm = lm if lm is not None else dspy.settings.lm
     clean = _Cleaner(redactor, [lm, *(getattr(one, "lm", None) for one in found.values())], found.values())
     states = tuple(_state(path, one, clean) for path, one in found.items() if not isinstance(one, dspy.Retrieve))
+    if factory is not None:
+        code = {path: instructions_sha256(one) for path, one in walking.parameters(factory()).items()}
+        states = tuple(replace(state, code_instructions_sha256=code.get(state.path)) for state in states)
     name, params = _optimizer(optimizer, optimizer_params, clean)
     sha, dirty = git_state(code_folder(type(module)))
     return ProgramSnapshot(
@@ -196,6 +197,15 @@ def field_states(signature: Any) -> tuple[FieldState, ...]:
                 )
             )  # fmt: skip
     return tuple(states)
+
+
+def instructions_sha256(one: Any) -> str | None:
+    """Address of a predictor's instructions; ``None`` for a parameter that has none.
+
+    Args:
+        one: A ``dspy.Predict`` or another parameter.
+    """
+    return sha256_of(one.signature.instructions) if isinstance(one, dspy.Predict) else None
 
 
 def tool_states(module: Any) -> tuple[ToolState, ...]:

@@ -8,15 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from dspy_observe.registry.programs.models import (
-    AdapterIdentity,
-    Demo,
-    LMIdentity,
-    PredictorState,
-    ProgramSnapshot,
-    ToolState,
-    plain,
-)
+from dspy_observe.registry.programs.models import ProgramSnapshot
+from dspy_observe.registry.programs.states import AdapterIdentity, Demo, LMIdentity, PredictorState, ToolState, plain
 from dspy_observe.registry.programs.values import canonical
 
 __all__ = ["Change", "PredictorDiff", "diff"]

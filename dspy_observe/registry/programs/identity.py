@@ -9,7 +9,7 @@ import dspy
 
 from dspy_observe.redaction.keynames import DEFAULT_ALLOW, DEFAULT_DENY_KEYS, KeyNames
 from dspy_observe.registry.programs.errors import ProgramStateError, UnserialisableProgramError
-from dspy_observe.registry.programs.models import AdapterIdentity, LMIdentity
+from dspy_observe.registry.programs.states import AdapterIdentity, LMIdentity
 from dspy_observe.registry.programs.values import decode, encode
 
 __all__ = [

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 from dspy_observe.redaction import Redactor, credentials_only
 from dspy_observe.registry.programs.errors import UnserialisableProgramError
-from dspy_observe.registry.programs.models import plain
 from dspy_observe.registry.programs.provenance import dataset_sha256
+from dspy_observe.registry.programs.states import plain
 from dspy_observe.registry.programs.values import encode
 
 __all__ = ["OptimizationMetadata", "optimization_metadata", "optimizer_parameters"]

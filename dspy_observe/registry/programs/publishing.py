@@ -21,8 +21,9 @@ from dspy_observe.redaction import credentials_only
 from dspy_observe.registry.programs import walking
 from dspy_observe.registry.programs.errors import MlflowMissingError, PublishError
 from dspy_observe.registry.programs.identity import adapter_identity, build_lm, lm_identity
-from dspy_observe.registry.programs.models import ProgramSnapshot, content_hash, plain
+from dspy_observe.registry.programs.models import ProgramSnapshot, content_hash
 from dspy_observe.registry.programs.restoring import restore
+from dspy_observe.registry.programs.states import plain
 
 __all__ = ["Publication", "publish_to_mlflow"]
 

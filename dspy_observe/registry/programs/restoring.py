@@ -9,7 +9,7 @@ from typing import Any
 import dspy
 
 from dspy_observe.registry.programs import walking
-from dspy_observe.registry.programs.capturing import field_states, tool_states
+from dspy_observe.registry.programs.capturing import field_states, instructions_sha256, tool_states
 from dspy_observe.registry.programs.errors import (
     IncompatibleProgramError,
     ProgramFactoryError,
@@ -18,8 +18,9 @@ from dspy_observe.registry.programs.errors import (
     UntrustedProgramError,
 )
 from dspy_observe.registry.programs.identity import adapter_identity, build_lm, checked_settings, lm_identity
-from dspy_observe.registry.programs.models import Demo, LMIdentity, PredictorState, ProgramSnapshot
+from dspy_observe.registry.programs.models import ProgramSnapshot
 from dspy_observe.registry.programs.schema import schema_differences, tool_differences
+from dspy_observe.registry.programs.states import Demo, LMIdentity, PredictorState
 from dspy_observe.registry.programs.typetext import enums_in
 from dspy_observe.registry.programs.values import Builders, decode
 
@@ -84,10 +85,19 @@ def restore(
             differences.append(_no_lm(state, state.lm))
     if differences:
         raise IncompatibleProgramError(differences)
+    rewritten = [
+        state.path for state, one in pairs if state.code_instructions_sha256 not in (None, instructions_sha256(one))
+    ]
     for state, one in pairs:
         _apply(state, one, lms[state.path], trust_source)
     for path, module in modules.items():
         module._compiled = path in snapshot.compiled  # DSPy has no other way to say it
+    if rewritten:
+        _logger.warning(
+            "the code's instructions of these predictors changed since the stored program was tuned from them; the "
+            "stored ones win, so what was added has no effect: %s",
+            ", ".join(rewritten),
+        )
     _warn(snapshot, program)
     return program
 

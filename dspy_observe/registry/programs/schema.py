@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dspy_observe.registry.programs.errors import SchemaDifference
-from dspy_observe.registry.programs.models import FieldState, PredictorState, ToolState
+from dspy_observe.registry.programs.states import FieldState, PredictorState, ToolState
 from dspy_observe.registry.programs.values import canonical
 
 __all__ = ["schema_differences", "tool_differences"]

@@ -79,6 +79,7 @@ def encode(value: Any, where: str) -> Any:
 class _Encoder:
     def __init__(self) -> None:
         self._nodes = 0
+        self._typed = 0  # how many models and dataclasses we are inside
 
     def encode(self, value: Any, where: str, depth: int) -> Any:
         if value is None or type(value) in {bool, str, int}:
@@ -91,8 +92,7 @@ class _Encoder:
         if isinstance(value, str):
             return str.__str__(value)
         if isinstance(value, float):
-            number = float(value)
-            return number if math.isfinite(number) else {TAG: "float", "value": repr(number)}
+            return self._float(float(value), where)
         if isinstance(value, int):
             return int(value)
         form = _TEXT_FORMS.get(type(value))
@@ -101,6 +101,21 @@ class _Encoder:
         if isinstance(value, timedelta):
             return {TAG: "timedelta", "value": [value.days, value.seconds, value.microseconds]}
         return self._compound(value, where, depth)
+
+    def _float(self, value: float, where: str) -> Any:
+        if math.isfinite(value):
+            return value
+        if self._typed:
+            # It comes back in a plain dictionary, where pydantic writes null into the prompt instead of Infinity.
+            raise UnserialisableProgramError(where, f"{value} inside a model has no exact form as JSON")
+        return {TAG: "float", "value": repr(value)}
+
+    def _inside(self, value: Any, where: str, depth: int) -> Any:
+        self._typed += 1
+        try:
+            return self.encode(value, where, depth)
+        finally:
+            self._typed -= 1
 
     def _compound(self, value: Any, where: str, depth: int) -> Any:
         if isinstance(value, list):
@@ -121,13 +136,13 @@ class _Encoder:
                 dumped = value.model_dump(mode="json")
             except Exception as error:
                 raise UnserialisableProgramError(where, f"{type(value).__name__} cannot be dumped as JSON") from error
-            return self.encode(dumped, where, depth + 1)
+            return self._inside(dumped, where, depth + 1)
         if callable(getattr(value, "toDict", None)):
             fields = {key: value[key] for key in value.keys()}  # noqa: SIM118 - an Example iterates otherwise
             return {TAG: "example", "value": self._mapping(fields, where, depth)}
         if dataclasses.is_dataclass(value):
             own = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-            return self._mapping(own, where, depth)
+            return self._inside(own, where, depth + 1)
         if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
             return self.encode(value.item(), where, depth + 1)
         raise UnserialisableProgramError(where, f"a {type(value).__name__} has no exact form as JSON")

@@ -128,6 +128,9 @@ class Transaction(View, Protocol):
             Conflict: The generation there is not ``pointer.generation - 1``.
         """
 
+    def place_pointer(self, pointer: Pointer) -> None:
+        """Set a pointer of an environment that has none, without a log entry."""
+
     def add_deployments(self, deployments: Sequence[Deployment]) -> None:
         """Append log entries that were made elsewhere, without moving anything."""
 

@@ -14,7 +14,7 @@ from dspy_observe.registry.errors import CorruptRegistry, InvalidName
 from dspy_observe.registry.records import Decision, Deployment, FieldFault, Mark, Pointer, Record, StoredVersion
 from dspy_observe.registry.stores.base import FORMAT, Head
 
-__all__ = ["Document", "read_document"]
+__all__ = ["Document", "Fault", "document_from", "read_document"]
 
 _HASH_DIGITS: Final = 64
 _SECTIONS: Final[tuple[tuple[str, type[Record]], ...]] = (
@@ -83,7 +83,7 @@ class Document:
         ]  # fmt: skip
         kept: dict[int, tuple[Record, str]] = {}
         sections: Sequence[tuple[str, Sequence[Record]]] = (
-            ("pointers", sorted(self.pointers.values(), key=lambda one: one.environment)),
+            ("pointers", [self.pointers[environment] for environment in sorted(self.pointers)]),
             ("marks", list(self.marks.values())),
             ("deployments", self.deployments),
             ("decisions", self.decisions),
@@ -114,31 +114,38 @@ def read_document(name: str, text: bytes, file: str) -> Document:
     """
     data = yamltext.load(text, file)
     try:
-        return _document(name, data)
-    except _Fault as fault:
+        return document_from(name, data)
+    except Fault as fault:
         raise CorruptRegistry(file, yamltext.line_of(text, file, fault.path), fault.problem) from None
 
 
-class _Fault(Exception):
+class Fault(Exception):
+    """Something in a document is not as it should be: where, and what."""
+
     def __init__(self, path: tuple[str | int, ...], problem: str) -> None:
         super().__init__(problem)
         self.path = path
         self.problem = problem
 
 
-def _document(name: str, data: Any) -> Document:
+def document_from(name: str, data: Any) -> Document:
+    """The document that parsed YAML describes.
+
+    Raises:
+        Fault: It describes none.
+    """
     if not isinstance(data, dict):
-        raise _Fault((), "the file is empty or holds no mapping; restore it from a backup or an export")
+        raise Fault((), "the file is empty or holds no mapping; restore it from a backup or an export")
     if data.get("format") != FORMAT:
-        raise _Fault(("format",), f"format {data.get('format')!r} is not known here; this release reads {FORMAT}")
+        raise Fault(("format",), f"format {data.get('format')!r} is not known here; this release reads {FORMAT}")
     if data.get("signature") != name:
-        raise _Fault(("signature",), f"the file is named after {name!r} but describes {data.get('signature')!r:.80}")
+        raise Fault(("signature",), f"the file is named after {name!r} but describes {data.get('signature')!r:.80}")
     document = Document(name)
     document.commit = _typed(data, "commit", str)
     document.head = Head(_typed(data, "next_sequence", int), _typed(data, "last_name", str))
     strange = set(data) - {"format", "signature", "commit", "next_sequence", "last_name", *dict(_SECTIONS)}
     if strange:
-        raise _Fault((min(strange),), f"{min(strange)!r:.60} is not known here")
+        raise Fault((min(strange),), f"{min(strange)!r:.60} is not known here")
     for title, kind in _SECTIONS:
         rows = _typed(data, title, list)
         for place, row in enumerate(rows):
@@ -149,9 +156,9 @@ def _document(name: str, data: Any) -> Document:
 
 def _typed(data: dict[str, Any], key: str, kind: type) -> Any:
     if key not in data:
-        raise _Fault((), f"{key} is missing")
+        raise Fault((), f"{key} is missing")
     if type(data[key]) is not kind:
-        raise _Fault((key,), f"{key} has to be {kind.__name__}, not {data[key]!r:.60}")
+        raise Fault((key,), f"{key} has to be {kind.__name__}, not {data[key]!r:.60}")
     return data[key]
 
 
@@ -159,7 +166,7 @@ def _record(kind: type[Record], row: Any, path: tuple[str | int, ...]) -> Record
     try:
         return kind.from_dict(row)
     except FieldFault as fault:
-        raise _Fault((*path, fault.field_name) if fault.field_name else path, str(fault)) from None
+        raise Fault((*path, fault.field_name) if fault.field_name else path, str(fault)) from None
 
 
 def _enter(document: Document, record: Record, path: tuple[str | int, ...]) -> None:
@@ -169,11 +176,11 @@ def _enter(document: Document, record: Record, path: tuple[str | int, ...]) -> N
             document.add_version(record)
         case Pointer():
             if record.environment in document.pointers:
-                raise _Fault(path, f"a second pointer for {record.environment!r}")
+                raise Fault(path, f"a second pointer for {record.environment!r}")
             document.pointers[record.environment] = record
         case Mark():
             if (record.kind, record.key) in document.marks:
-                raise _Fault(path, f"the {record.kind} {record.key!r:.80} stands here twice")
+                raise Fault(path, f"the {record.kind} {record.key!r:.80} stands here twice")
             document.marks[record.kind, record.key] = record
         case Deployment():
             document.deployments.append(record)
@@ -185,21 +192,21 @@ def _check_version(document: Document, record: StoredVersion, path: tuple[str | 
     try:
         names.checked("version", record.version)
     except InvalidName as error:
-        raise _Fault((*path, "version"), str(error)) from None
+        raise Fault((*path, "version"), str(error)) from None
     if record.version in document.by_name:
-        raise _Fault((*path, "version"), f"the version {record.version!r} stands here twice")
+        raise Fault((*path, "version"), f"the version {record.version!r} stands here twice")
     for digits in (record.version_hash, record.program_hash):
         if digits is not None and (len(digits) != _HASH_DIGITS or set(digits) - set("0123456789abcdef")):
-            raise _Fault((*path, "version_hash"), "a hash has 64 hexadecimal digits")
+            raise Fault((*path, "version_hash"), "a hash has 64 hexadecimal digits")
     if record.version_hash in document.by_hash:
-        raise _Fault((*path, "version_hash"), f"the content of {record.version!r} stands here twice")
+        raise Fault((*path, "version_hash"), f"the content of {record.version!r} stands here twice")
     before = document.versions[-1].sequence if document.versions else 0
     if not before < record.sequence < document.head.next_sequence:
-        raise _Fault((*path, "sequence"), f"sequence {record.sequence} does not rise below next_sequence")
+        raise Fault((*path, "sequence"), f"sequence {record.sequence} does not rise below next_sequence")
 
 
 def _check_pointers(document: Document) -> None:
     for place, pointer in enumerate(document.pointers.values()):
         version = document.by_hash.get(pointer.version_hash)
         if version is None or version.version != pointer.version:
-            raise _Fault(("pointers", place), f"{pointer.environment!r} points to {pointer.version!r}, which is not here")
+            raise Fault(("pointers", place), f"{pointer.environment!r} points to {pointer.version!r}, which is not here")

@@ -221,7 +221,10 @@ class FileStore:
                 self._keep_backup(name, label, text, keep)
             for notice in made.notices:
                 self._outbox.prepare(notice, commit)
-            for journal, records in ((self.scores_of(name), made.new_scores), (self.decisions_of(name), made.remarks)):
+            journals: list[tuple[Journal[Any], Sequence[Any]]] = [
+                (self.scores_of(name), made.new_scores), (self.decisions_of(name), made.remarks)
+            ]  # fmt: skip
+            for journal, records in journals:
                 if records:
                     undo.append((journal, journal.append(records, commit)))
             if made.changed:
@@ -408,6 +411,11 @@ class FileTransaction(FileView):
             )  # fmt: skip
         self.document.pointers[pointer.environment] = pointer
         self.add_deployments([deployment])
+
+    def place_pointer(self, pointer: Pointer) -> None:
+        """Part of the commit."""
+        self.document.pointers.setdefault(pointer.environment, pointer)
+        self.changed = True
 
     def add_deployments(self, deployments: Sequence[Deployment]) -> None:
         """Part of the commit."""
