@@ -58,15 +58,19 @@ def errors_counted_from_zero() -> None:
 
 @pytest.fixture(autouse=True)
 def dspy_settings_as_new() -> Iterator[None]:
-    """Put DSPy's process-wide settings back to its defaults after every test.
+    """Put DSPy's process-wide settings and cache back to what they were after every test.
 
     ``dspy.configure()`` cannot do it: it refuses from another thread or task than the first, which here is often the
     task of an asynchronous test that has ended. A test that never imported DSPy does not pay for importing it.
     """
+    package = sys.modules.get("dspy")
+    cache = package.cache if package is not None else None
     yield
     module = sys.modules.get("dspy.dsp.utils.settings")
     if module is None:
         return
+    if cache is not None:  # dspy.configure_cache() puts another one in its place
+        sys.modules["dspy"].cache = cache
     module.main_thread_config.clear()
     module.main_thread_config.update(copy.deepcopy(module.DEFAULT_CONFIG))
     module.config_owner_thread_id = None

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from dspy_observe.redaction import validators
+from dspy_observe.redaction.shape import Lowered, classes
 
 __all__ = ["emails", "ibans", "ip_addresses"]
 
@@ -226,15 +227,22 @@ def _three_hex(candidate: str) -> bool:
 
 
 _IBAN: Final = re.compile(
-    r"[0-9]{2}(?<=[A-Za-z]{2}[0-9]{2})(?:(?: [A-Za-z0-9]{4}){2,7}(?: [A-Za-z0-9]{1,4})?|(?:-[A-Za-z0-9]{4}){2,7}(?:-[A-Za-z0-9]{1,4})?|"
+    r"[0-9][0-9](?<=[A-Za-z]{2}[0-9]{2})(?:(?: [A-Za-z0-9]{4}){2,7}(?: [A-Za-z0-9]{1,4})?|(?:-[A-Za-z0-9]{4}){2,7}(?:-[A-Za-z0-9]{1,4})?|"
     r"[A-Za-z0-9]{11,30})"
+)
+
+
+_LETTERS_DIGITS: Final = classes(
+    a=b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz", **{"0": b"0123456789"}
 )
 
 
 def ibans(text: str, lowered: str) -> Iterator[Span]:
     """International bank account numbers of every registered country, grouped or not, in any case (mod 97)."""
-    del lowered
-    for match in _IBAN.finditer(text):
+    first = Lowered.of(text, lowered).raw.translate(_LETTERS_DIGITS).find(b"aa00")
+    if first < 0:
+        return
+    for match in _IBAN.finditer(text, first + 2):
         start = match.start() - 2
         length = validators.iban_length(text[start : start + 2].upper())
         if length is None:

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import chain
 from typing import Final, NamedTuple
+
+from dspy_observe.redaction.shape import Lowered
 
 __all__ = ["FAMILIES", "KeyFamily", "api_keys"]
 
@@ -268,8 +271,8 @@ _LEAD_END: Final = re.compile(rf"[{re.escape(_MARKS)}]")
 
 def _split(
     families: tuple[KeyFamily, ...],
-) -> tuple[dict[str, list[re.Pattern[str]]], list[tuple[str, re.Pattern[str]]]]:
-    """Families by what their leads have up to the first punctuation mark; those without one apart."""
+) -> tuple[dict[str, list[re.Pattern[str]]], list[tuple[str, re.Pattern[str]]], re.Pattern[str]]:
+    """Families by what their leads have up to the first punctuation mark; those without one, and capitals, apart."""
     marked: dict[str, list[re.Pattern[str]]] = {}
     plain: list[tuple[str, re.Pattern[str]]] = []
     capital: dict[str, list[str]] = {}
@@ -284,14 +287,16 @@ def _split(
             plain.append((family.lead, re.compile(whole)))
     # One search for all that begin with a capital: capitals are rare, and the engine skips to the next one.
     together = "|".join(f"{first}(?:{'|'.join(rests)})" for first, rests in sorted(capital.items()))
-    plain.append(("", re.compile(together)))
-    return marked, plain
+    return marked, plain, re.compile(together)
 
 
 _LITERALS = frozenset(
     {"Q~", "-us", "1//0", "hooks.slack.com/", "discord.com/api/webhooks/", "discordapp.com/api/webhooks/"}
 )
-_MARKED, _PLAIN = _split(FAMILIES)
+_MARKED, _PLAIN, _CAPITALS = _split(FAMILIES)
+_CAPITAL: Final = re.compile("[A-Z]")
+_SPACED_LEAD: Final = "SSWS "  # the one lead that ends outside its token
+_DIGIT_LEADS: Final = ("pylf_v", "dt0", "xoxe.", "xapp-")  # soon followed by a digit of any script, which ends a token
 _SIZES: Final = tuple(sorted({len(lead) for lead in _MARKED}))
 _LAST: Final = "".join(sorted({lead[-2] for lead in _MARKED}))
 # A mark after a letter that some lead has there, before ten characters of a token among which are digits or capitals.
@@ -303,10 +308,23 @@ _ESCAPE_BEFORE: Final = re.compile(r"(?:\\[nrtbf]|\\u[0-9a-fA-F]{4}|%[0-9A-Fa-f]
 
 
 def api_keys(text: str, lowered: str) -> Iterator[Span]:
-    """Keys of the families, at the beginning of a word."""
-    del lowered
+    """Keys of the families, at the beginning of a word. All but the space in one lead are inside long tokens."""
+    known = Lowered.of(text, lowered)
+    tokens, windows = known.long_tokens, known.spans
+    if not text.isascii() and any(lead in text for lead in _DIGIT_LEADS):
+        tokens, windows = text, [(0, len(text))]
+    if tokens:
+        yield from _marked(text, windows)
+        for lead, pattern in _PLAIN:
+            if lead in tokens:
+                yield from _unmarked(text, lead, pattern)
+    if _CAPITAL.search(tokens) or _SPACED_LEAD in text:
+        yield from _unmarked(text, "", _CAPITALS)
+
+
+def _marked(text: str, windows: list[tuple[int, int]]) -> Iterator[Span]:
     done = 0
-    for anchor in _ANCHOR.finditer(text):
+    for anchor in chain.from_iterable(_ANCHOR.finditer(text, start, end) for start, end in windows):
         end = anchor.end()
         for size in _SIZES:
             families = _MARKED.get(text[end - size : end]) if end >= size else None
@@ -318,9 +336,6 @@ def api_keys(text: str, lowered: str) -> Iterator[Span]:
                     done = match.end()
                     yield match.span()
                     break
-    for lead, pattern in _PLAIN:
-        if lead in text:
-            yield from _unmarked(text, lead, pattern)
 
 
 def _unmarked(text: str, lead: str, pattern: re.Pattern[str]) -> Iterator[Span]:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from dspy_observe.redaction import validators
+from dspy_observe.redaction.shape import Lowered, classes
 
 __all__ = ["Run", "cards", "cn_ids", "phones", "runs", "ssns"]
 
@@ -136,6 +137,10 @@ class Run:
         return char not in ".-" or at + 1 >= len(text) or not text[at + 1].isdecimal()
 
 
+_NUMBER: Final = classes(**{"0": b"0123456789 .()-"})
+_SHORTEST: Final = 7  # characters of a run
+
+
 def runs(text: str, lowered: str) -> Iterator[Run]:
     """The runs of a text that can hold a number of seven digits or more."""
     escapes = "%" in text or "\\u" in text
@@ -143,7 +148,17 @@ def runs(text: str, lowered: str) -> Iterator[Run]:
     pattern = escaped if escapes else plain
     at, escape_end = 0, -1
     search = pattern.search
-    while (match := search(text, at)) is not None:
+    flat = Lowered.of(text, lowered).raw.translate(_NUMBER) if text.isascii() else b""
+    while True:
+        if flat:  # no run is shorter; in prose there is seldom anything as long
+            near = flat.find(b"0" * _SHORTEST, at)
+            if near < 0:
+                return
+            if not escapes:  # an escape before it takes digits away from it
+                at = near
+        match = search(text, at)
+        if match is None:
+            return
         start, end = match.span()
         if escapes and text[start] in "\\%":
             at = escape_end = end
@@ -290,6 +305,7 @@ def _international(run: Run) -> Span | None:
         start > 1
         and text[start - 2].isascii()
         and text[start - 2].isalnum()
+        and not (start > 2 and text[start - 3] == "\\" and text[start - 2] in "nrtbf")  # an escaped line break
         and not _GLUED_PHONE.search(run.lowered[max(0, start - 12) : start - 1])
     ):
         return None

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from dspy_observe.redaction.keynames import KeyNames
+from dspy_observe.redaction.shape import Lowered
 
 __all__ = ["authorization", "cookies", "jwts", "pem_blocks", "secrets_for", "url_credentials"]
 
@@ -36,9 +37,9 @@ _JWTS: Final = tuple((head, _jwt(head)) for head in ("eyJ", "ewog", "ewoJ", "ew0
 
 def jwts(text: str, lowered: str) -> Iterator[Span]:
     """JSON web tokens: base64url of a JSON header, then one to four dotted parts (RFC 7519, RFC 7516)."""
-    del lowered
+    tokens = Lowered.of(text, lowered).long_tokens
     for head, pattern in _JWTS:
-        if head in text:
+        if head in tokens:
             for match in pattern.finditer(text):
                 yield match.span()
 
@@ -59,7 +60,7 @@ _PEM_LIMIT: Final = 32_768  # characters between BEGIN and END; an RSA key of 16
 
 def pem_blocks(text: str, lowered: str) -> Iterator[Span]:
     """Private keys in PEM form with their body, also with escaped line breaks, cut off, or base64-encoded once more."""
-    del lowered
+    tokens = Lowered.of(text, lowered).long_tokens
     if "PRIVATE KEY" in text:
         done = 0
         for begin in _PEM_BEGIN.finditer(text):
@@ -76,10 +77,10 @@ def pem_blocks(text: str, lowered: str) -> Iterator[Span]:
                 last = _PEM_BODY.match(text, begin.end())
             done = last.end() if last is not None else begin.end()
             yield begin.start(), done
-    if "LS0tLS1CRUdJTi" in text or "0tLS0tQkVHSU4g" in text or "tLS0tLUJFR0lOI" in text:
+    if "LS0tLS1CRUdJTi" in tokens or "0tLS0tQkVHSU4g" in tokens or "tLS0tLUJFR0lOI" in tokens:
         for match in _PEM_BASE64.finditer(text):
             yield match.span()
-    if "PuTTY-User-Key-File-" in text:
+    if "PuTTY-User-Key-File-" in tokens:
         for match in _PUTTY.finditer(text):
             yield match.span()
 
@@ -159,7 +160,7 @@ def authorization(text: str, lowered: str) -> Iterator[Span]:  # noqa: C901 - on
                     _drawn(value, 16) and not _WRITTEN.match(value)
                 ):
                     yield match.span("value")
-    if "bearer" in lowered or "token " in lowered or "ApiKey " in text:
+    if Lowered.of(text, lowered).spans and ("bearer" in lowered or "token " in lowered or "ApiKey " in text):
         for match in _BEARER.finditer(text):
             if _drawn(match["value"], 16):
                 yield match.span("value")

@@ -342,7 +342,7 @@ class SignatureRegistry:
             InvalidScore: No finite number, out of bounds, or ``n`` or ``stdev`` make no sense.
             UnknownSignature, UnknownVersion: There is no such version.
         """
-        self._check(name, dataset=dataset)
+        self._check(name)
         value = finite(score, bounds)
         if n is not None and (type(n) is not int or n < 1):
             raise InvalidScore(f"n={n!r} is no number of examples")
@@ -923,9 +923,10 @@ class SignatureRegistry:
             self._settled = True
 
     def _check(self, name: str, **others: str | None) -> None:
+        """Refuse names before anything else happens; a version need not be given."""
         checked("signature", name)
         for kind, other in others.items():
-            if other is not None and kind != "dataset":
+            if other is not None or kind != "version":
                 checked(kind, other)
 
     def _move(

@@ -142,6 +142,23 @@ def test_changed_tools_are_named(shapes: Any) -> None:
     assert ("tool_unexpected", "other") in gone
 
 
+def test_arguments_of_tools_are_compared_by_what_they_take() -> None:
+    """The description of an argument is no difference; one that is called ``title`` is an argument like any other."""
+
+    def agent(description: str, **fields: Any) -> dspy.Module:
+        def book(order: Any) -> str:
+            return ""
+
+        book.__annotations__["order"] = pydantic.create_model("Order", **fields)
+        tool = dspy.Tool(book, desc="Books.", arg_desc={"order": description})
+        return dspy.ReAct("question -> answer", tools=[tool])
+
+    before = agent("what to book", title=(str, ...))
+    restore(lambda: agent("the order", title=(str, ...)), snapshot(before))
+    assert refused(before, lambda: agent("what to book", title=(int, ...))) == [("tool_changed", "book")]
+    assert refused(before, lambda: agent("what to book")) == [("tool_changed", "book")]
+
+
 def test_a_tool_described_otherwise_is_loaded_with_a_warning(shapes: Any, caplog: pytest.LogCaptureFixture) -> None:
     """A docstring constrains nothing; but the stored instructions quote the old one."""
 
@@ -185,7 +202,7 @@ def test_a_migration_binds_text_by_name() -> None:
         state = data["predictors"]["self"]
         context, question, answer = state["fields"]
         question["name"] = "user_question"
-        state["fields"] = [question, context, answer]
+        state["fields"] = [answer, question, context]
         for demo in state["demos"]:
             demo["fields"]["user_question"] = demo["fields"].pop("question")
         return data

@@ -164,6 +164,17 @@ def test_what_mlflow_refuses_is_a_typed_error(server: tuple[str, Path]) -> None:
     assert [run.info.status for run in client.search_runs([experiment.experiment_id])] == ["FAILED"]
 
 
+def test_a_server_that_is_not_there_is_a_typed_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody listens on the port that was free a moment ago."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{free.getsockname()[1]}"
+    program = Capital()
+    with pytest.raises(PublishError, match="did not take 'capital'"):
+        publish_to_mlflow(snapshot(program), program, name="capital", tracking_uri=address)
+
+
 def test_another_program_is_not_published_under_a_snapshot() -> None:
     """The program must be the one of the snapshot; nothing is asked of the server before that is known."""
     with pytest.raises(IncompatibleProgramError):

@@ -74,7 +74,7 @@ def demos(draw: st.DrawFn, shapes: Any, signature: Any) -> Any:
 
 
 @pytest.mark.parametrize("shape", ["predict", "typed", "chain", "models", "history", "agent", "pipeline"])
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_a_restored_program_has_the_same_state_and_prompts(shapes: Any, shape: str, data: st.DataObject) -> None:
     """State, prompts and content address survive, whatever was tuned, and the original is left as it was."""
@@ -147,6 +147,21 @@ def test_bootstrapped_demos_survive(shapes: Any) -> None:
     assert shapes.prompts(restored, {"question": "new"}) == shapes.prompts(compiled, {"question": "new"})
 
 
+@pytest.mark.parametrize("shape", ["predict", "typed", "chain", "models", "history", "agent"])
+def test_bootstrapped_demos_of_every_shape_survive(shapes: Any, shape: str) -> None:
+    """Images, models, histories and trajectories that BootstrapFewShot recorded make the same prompts again."""
+    inputs = shapes.inputs[shape]
+    factory = shapes.factories[shape]
+    with dspy.context(lm=shapes.answering()):
+        optimizer = dspy.BootstrapFewShot(metric=lambda example, made, trace=None: True, max_bootstrapped_demos=1)
+        compiled = optimizer.compile(factory(), trainset=[dspy.Example(**inputs).with_inputs(*inputs)])
+    assert [len(one.demos) for one in compiled.predictors()] == [1] * len(compiled.predictors())
+    restored = through_json(compiled, factory)
+    assert restored.dump_state() == compiled.dump_state()
+    assert shapes.prompts(restored, inputs) == shapes.prompts(compiled, inputs)
+    assert content_hash(snapshot(restored)) == content_hash(snapshot(compiled))
+
+
 def test_labeled_demos_survive(shapes: Any) -> None:
     """Demos that LabeledFewShot took from the training set come back as examples with their inputs marked."""
     trainset = [
@@ -177,6 +192,15 @@ def test_a_separately_compiled_sub_module_keeps_its_demos(shapes: Any) -> None:
     assert restored.sub._compiled is True
     assert restored._compiled is False
     assert restored.dump_state() == program.dump_state()
+    assert shapes.prompts(restored, {"question": "q"}) == shapes.prompts(program, {"question": "q"})
+
+
+def test_an_example_inside_a_demo_stays_one(shapes: Any) -> None:
+    """DSPy prints it otherwise than a dictionary, so it has to come back as what it was."""
+    program = shapes.factories["predict"]()
+    program.demos = [{"question": dspy.Example(a=1, b=["x"]), "answer": "y"}]
+    restored = through_json(program, shapes.factories["predict"])
+    assert isinstance(restored.demos[0]["question"], dspy.Example)
     assert shapes.prompts(restored, {"question": "q"}) == shapes.prompts(program, {"question": "q"})
 
 
