@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from dspy_observe import cli_gate, cli_registry
 from dspy_observe.errors import ObserveError
 from dspy_observe.redaction import Drop, Fixed, Mask, Operator, Redaction, Redactor, explain
 
@@ -25,6 +26,8 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
+app.add_typer(cli_registry.app, name="registry")
+app.command()(cli_gate.gate)
 
 
 @app.callback(invoke_without_command=True)

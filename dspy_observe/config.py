@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self, TypeVar
+from typing import Any, Literal, Protocol, Self, TypeVar, cast
 
 from opentelemetry._logs import get_logger_provider
 
@@ -23,6 +23,7 @@ from dspy_observe.callbacks.logs import LogCallback, Logs
 from dspy_observe.callbacks.otel import OTelCallback, Tracing
 from dspy_observe.callbacks.otel.shield import shield_logs
 from dspy_observe.callbacks.redaction import RedactionCallback
+from dspy_observe.callbacks.registration import Manager, Registrar
 from dspy_observe.callbacks.registry import RegistryEventCallback
 from dspy_observe.errors import ConfigurationError, UnknownCallError
 from dspy_observe.facts import calls, installation
@@ -230,7 +231,10 @@ def configure(
         logs: Log lines.
         redaction: What is removed from captured content. Without it, redacted content is not captured at all.
         cost: Prices and metering; the counters need ``metrics``.
-        registry: A registry whose events become metrics, spans and log lines.
+        registry: A registry or registry manager. Its events become metrics, spans and log lines; what optimizers return
+            becomes versions in it, as the manager's ``IntegrationConfig`` says, and evaluations of tracked versions
+            become scores. A bare ``SignatureRegistry`` gets a manager with the defaults and the environment, where
+            ``DSPY_OBSERVE_REGISTRY_AUTO_REGISTER_OPTIMIZATIONS=false`` turns registering off.
         extra: Callbacks of your own: :class:`~dspy_observe.callbacks.base.RecordCallback` subclasses join the group,
             other DSPy callbacks are listed behind it.
 
@@ -324,6 +328,7 @@ def _build(
             if cost is not False:
                 members.append(CostCallback(cost, metrics))
             members.append(RegistryEventCallback(metrics))
+        members.extend(_registrars(registry))
         if redaction is not False:
             redactors = RedactionCallback(redaction, metrics or None)
             members.append(redactors)
@@ -352,6 +357,17 @@ def _build(
     atexit.register(observer.close)
     observer._stops.append(lambda: atexit.unregister(observer.close))
     return observer
+
+
+def _registrars(registry: EventSource | None) -> list[Registrar]:
+    """Who registers in a registry; nobody for a source that only has events."""
+    if callable(getattr(registry, "register_optimization_result", None)):
+        return [Registrar(cast(Manager, registry))]
+    if registry is None:
+        return []
+    from dspy_observe.registry import RegistryManager, SignatureRegistry
+
+    return [Registrar(RegistryManager(registry))] if isinstance(registry, SignatureRegistry) else []
 
 
 def _read_ref(ref: str) -> Answer:

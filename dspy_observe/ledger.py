@@ -167,7 +167,7 @@ class Ledger:
                 if readers:
                     if entry.record is None:
                         entry.record = self._freeze(call_id, entry, outputs, exception, now)
-                    self._finish(readers, entry.record)
+                    self._finish(readers, entry, entry.record, outputs)
                 elif entry.capture is not None and not entry.admitted:
                     entry.capture.remove()
         except Exception as error:
@@ -192,12 +192,25 @@ class Ledger:
         """Whether a callback that is still to end asks for this call's record."""
         return any(route.readers for route in entry.admitted.values())
 
-    def _finish(self, readers: tuple[Reader, ...], record: CallRecord) -> None:
+    def _finish(self, readers: tuple[Reader, ...], entry: _Entry, record: CallRecord, outputs: Any) -> None:
         for reader in readers:
             try:
                 reader.finished(record)
             except Exception as error:
                 self._reader_failed(reader, "finished", error)
+        if entry.kind in _HANDED_OVER and record.outcome == "ok":
+            self._hand_over(readers, entry, record, outputs)
+
+    def _hand_over(self, readers: tuple[Reader, ...], entry: _Entry, record: CallRecord, outputs: Any) -> None:
+        """Show readers the objects of a compile or an evaluation, which a record never holds."""
+        for reader in readers:
+            try:
+                if record.kind == "compile":
+                    reader.compiled(record, entry.instance, entry.raw, outputs)
+                else:
+                    reader.evaluated(record, entry.raw.get("program"), calls.examples_scored(outputs))
+            except Exception as error:
+                self._reader_failed(reader, "compiled" if record.kind == "compile" else "evaluated", error)
 
     def link(self, call_id: str, trace_id: int, span_id: int) -> None:
         """Tell the ledger which sampled span stands for an open call, for log lines and exemplars.
@@ -385,6 +398,9 @@ class Ledger:
 
 _PARENT_KINDS: Final = frozenset({"module", "tool", "evaluate", "compile", "interpreter", "adapter_parse"})
 """Calls from which others are started; an LM's or a formatter's late child would be an oddity."""
+
+_HANDED_OVER: Final = frozenset({"compile", "evaluate"})
+"""Calls whose readers may need the program itself: rare ones, far from the hot path."""
 
 _GUARD_CONTENT = safety.guard("ledger.content")
 _GUARD_BILLING = safety.guard("ledger.billing")

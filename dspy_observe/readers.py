@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dspy_observe.records import CallKind, CallRecord, CallStart, ContentMode, Price, RegistryEvent, Score
 from dspy_observe.redaction import Redactor
@@ -40,6 +40,25 @@ class Reader:
 
     def finished(self, record: CallRecord) -> None:
         """A call ended, in whatever way."""
+
+    def compiled(self, record: CallRecord, optimizer: Any, inputs: Mapping[str, Any], program: Any) -> None:
+        """An optimizer returned a program; told after ``finished``, before its caller has it.
+
+        Args:
+            record: The ``compile`` call.
+            optimizer: The very optimizer.
+            inputs: The arguments of its ``compile`` by name, such as ``student`` and ``trainset``; only read.
+            program: The very object that it returned; only read.
+        """
+
+    def evaluated(self, record: CallRecord, program: Any, n: int | None) -> None:
+        """An evaluation ended; told after ``finished``.
+
+        Args:
+            record: The ``evaluate`` call, with score and data set.
+            program: The very object that was evaluated; only read.
+            n: Examples that the score is the mean of; ``None`` when the evaluation does not tell.
+        """
 
     def dropped(self, start: CallStart) -> None:
         """A call was given up: its end was never told, or too many calls are open."""

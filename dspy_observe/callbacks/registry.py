@@ -1,25 +1,30 @@
-"""Versions and quality: registry events, evaluations and scores as metrics.
+"""Versions and quality: registry events, evaluations and scores as metrics; compiled programs as versions.
 
 What you get
     Which version is deployed since when, what happened in the registry, how rollbacks ended, how good answers and
-    evaluations are.
+    evaluations are. With a manager, the other way as well: what optimizers return is registered, and evaluations are
+    booked on the versions that were evaluated.
 Metrics
     ``dspy_registry_events_total``, ``dspy_deployed_version_info``, ``dspy_deployment_timestamp_seconds``,
     ``dspy_rollbacks_total``, ``dspy_score``, ``dspy_evaluation_score``.
 Options
     :class:`~dspy_observe.metrics.Metrics`.
 Order and composition
-    Any. Hand registry events to :meth:`RegistryEventCallback.happened`; ``configure(registry=...)`` subscribes for you
-    and tells every callback.
+    Any. Hand registry events to :meth:`RegistryEventCallback.happened`, as in
+    ``registry.subscribe("*", callback.happened)``; ``configure(registry=...)`` subscribes for you, tells every
+    callback, and passes the manager on.
 """
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Final
 
 from dspy_observe.callbacks.base import RecordCallback
+from dspy_observe.callbacks.registration import Manager, Registrar
 from dspy_observe.conventions import REGISTRY_PREFIX
 from dspy_observe.metrics import Metrics, instruments
+from dspy_observe.readers import Reader
 from dspy_observe.records import CallRecord, RegistryEvent, Score
 
 __all__ = ["RegistryEventCallback"]
@@ -33,11 +38,16 @@ class RegistryEventCallback(RecordCallback):
 
     Args:
         metrics: Registry and label ceiling; ``None`` takes the defaults and the environment.
+        manager: Registers what an optimizer's outermost ``compile`` returns, under the student's tracked name, else its
+            class name, where its ``integration_config.auto_register_optimizations`` says so; the result is tracked as
+            that version. It also books each evaluation of an instance that is tracked with a version, with the data
+            set's name and the number of examples. ``None`` does neither.
     """
 
     kinds = frozenset({"evaluate"})
 
-    def __init__(self, metrics: Metrics | None = None) -> None:
+    def __init__(self, metrics: Metrics | None = None, *, manager: Manager | None = None) -> None:
+        self._registrars = () if manager is None else (Registrar(manager),)
         own = instruments(metrics)
         self._instruments = own
         self._events = own["dspy_registry_events_total"]
@@ -47,6 +57,14 @@ class RegistryEventCallback(RecordCallback):
         self._score = own["dspy_score"]
         self._evaluation = own["dspy_evaluation_score"]
         self._current: dict[tuple[str, str | None], str] = {}
+
+    @cached_property
+    def readers(self) -> tuple[Reader, ...]:
+        """The callback itself, and who registers for its manager.
+
+        Two readers, as callbacks on the same metrics count once while each manager is told.
+        """
+        return (self, *self._registrars)
 
     @property
     def identity(self) -> object:

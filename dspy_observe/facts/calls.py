@@ -27,6 +27,7 @@ __all__ = [
     "begin",
     "causes",
     "evaluation",
+    "examples_scored",
     "is_same_logical_call",
     "outcome_of",
     "tag",
@@ -257,6 +258,12 @@ def evaluation(inputs: dict[str, Any], outputs: Any) -> tuple[float | None, str]
     percent = getattr(outputs, "score", None)
     score = percent / 100 if isinstance(percent, int | float) and not isinstance(percent, bool) else None
     return score, redact_name(str(dataset)) if dataset else "devset"
+
+
+def examples_scored(outputs: Any) -> int | None:
+    """How many examples the score of a finished evaluation is the mean of; ``None`` when it does not tell."""
+    results = getattr(outputs, "results", None)
+    return len(results) or None if isinstance(results, list | tuple) else None
 
 
 def causes(exception: BaseException) -> Iterator[BaseException]:

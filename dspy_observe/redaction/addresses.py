@@ -78,7 +78,7 @@ _ANY_AT: Final = re.compile(r"@(?=[^\s@])|%40|\uff20|\\u0040")
 
 
 def _ats(text: str) -> Iterator[int]:
-    if text.isascii() and "%40" not in text and "\\u0040" not in text:
+    if text.isascii() and not ("%" in text and "%40" in text) and not ("\\" in text and "\\u0040" in text):
         at = text.find("@")
         while at >= 0:
             yield at
@@ -232,9 +232,7 @@ _IBAN: Final = re.compile(
 )
 
 
-_LETTERS_DIGITS: Final = classes(
-    a=b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz", **{"0": b"0123456789"}
-)
+_LETTERS_DIGITS: Final = classes(a=b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz", **{"0": b"0123456789"})
 
 
 def ibans(text: str, lowered: str) -> Iterator[Span]:

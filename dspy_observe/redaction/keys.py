@@ -296,7 +296,7 @@ _LITERALS = frozenset(
 _MARKED, _PLAIN, _CAPITALS = _split(FAMILIES)
 _CAPITAL: Final = re.compile("[A-Z]")
 _SPACED_LEAD: Final = "SSWS "  # the one lead that ends outside its token
-_DIGIT_LEADS: Final = ("pylf_v", "dt0", "xoxe.", "xapp-")  # soon followed by a digit of any script, which ends a token
+_DIGIT_LEAD: Final = "dt0"  # soon followed by digits, which may be of any script and then end the token
 _SIZES: Final = tuple(sorted({len(lead) for lead in _MARKED}))
 _LAST: Final = "".join(sorted({lead[-2] for lead in _MARKED}))
 # A mark after a letter that some lead has there, before ten characters of a token among which are digits or capitals.
@@ -311,14 +311,14 @@ def api_keys(text: str, lowered: str) -> Iterator[Span]:
     """Keys of the families, at the beginning of a word. All but the space in one lead are inside long tokens."""
     known = Lowered.of(text, lowered)
     tokens, windows = known.long_tokens, known.spans
-    if not text.isascii() and any(lead in text for lead in _DIGIT_LEADS):
+    if not text.isascii() and _DIGIT_LEAD in text:
         tokens, windows = text, [(0, len(text))]
     if tokens:
         yield from _marked(text, windows)
         for lead, pattern in _PLAIN:
             if lead in tokens:
                 yield from _unmarked(text, lead, pattern)
-    if _CAPITAL.search(tokens) or _SPACED_LEAD in text:
+    if _CAPITAL.search(tokens) or (known.has("ssws ") and _SPACED_LEAD in text):
         yield from _unmarked(text, "", _CAPITALS)
 
 

@@ -20,6 +20,7 @@ _MAX_PASSES: Final = 12
 _MARKER: Final = re.compile(r"<TRUNCATED ([0-9]{1,18}) CHARS>\Z")
 _MARKER_ROOM: Final = 40
 _TOKEN_MAX: Final = 256
+_FEW: Final = 16  # replacements around which to look again, rather than in the whole text
 
 
 class Hit(NamedTuple):
@@ -65,21 +66,18 @@ class Scanner:
         Raises:
             Exception: Whatever a detector raises.
         """
+        return self._hits(text, Lowered(text), known)
+
+    def _hits(self, text: str, lowered: Lowered, known: Sequence[str]) -> list[Hit]:
         found: list[Hit] = []
         for secret in known:
             at = text.find(secret)
             while at >= 0:
                 found.append(Hit(at, at + len(secret), "KNOWN_SECRET"))
                 at = text.find(secret, at + len(secret))
-        lowered = Lowered(text)
         for name, gate, find in self._searches:
-            for mark, literal in gate:
-                if mark in lowered and literal in lowered:
-                    break
-            else:
-                if gate:
-                    continue
-            found.extend([Hit(start, end, name) for start, end in find(text, lowered)])
+            if not gate or _passes(gate, lowered):
+                found.extend([Hit(start, end, name) for start, end in find(text, lowered)])
         if self._numbers:
             for run in numbers.runs(text, lowered):
                 for name, number in self._numbers:
@@ -106,33 +104,52 @@ class Scanner:
         entities: list[str] = []
         if len(text) > limit:
             text = cut(text, limit)
+        lowered = Lowered(text)
         for _ in range(_MAX_PASSES):
-            hits = self.hits(text, known)
+            hits = self._hits(text, lowered, known)
             if not hits:
                 break
             entities.extend(hit.entity for hit in hits)
             before = text
-            text = self._rebuilt(text, hits)
-            if len(text) > limit:
-                text = cut(text, limit)
+            text, changed = self._rebuilt(text, hits)
             if text == before:
                 break
+            if len(text) > limit:
+                text = cut(text, limit)
+                if text == before:
+                    break
+                lowered = Lowered(text)
+            else:
+                lowered = Lowered(text, lowered, changed) if len(changed) <= _FEW else Lowered(text)
         return text, entities
 
-    def _rebuilt(self, text: str, hits: list[Hit]) -> str:
+    def _rebuilt(self, text: str, hits: list[Hit]) -> tuple[str, list[tuple[int, int]]]:
+        """The text with the hits replaced, and where the replacements stand in it."""
         parts: list[str] = []
-        at = 0
+        changed: list[tuple[int, int]] = []
+        at = size = 0
         for start, end, entity in hits:
             parts.append(text[at:start])
-            parts.append(self._replace(entity, text[start:end]))
+            replacement = self._replace(entity, text[start:end])
+            parts.append(replacement)
+            size += start - at
+            changed.append((size, size + len(replacement)))
+            size += len(replacement)
             at = end
         parts.append(text[at:])
-        return "".join(parts)
+        return "".join(parts), changed
 
 
 def _gate(literals: Sequence[str]) -> tuple[tuple[str, str], ...]:
     """Each literal with one character of it, punctuation if it has any: that is absent sooner, and found faster."""
     return tuple((next((c for c in literal if not c.isalnum()), literal[:1]), literal) for literal in literals)
+
+
+def _passes(gate: tuple[tuple[str, str], ...], lowered: Lowered) -> bool:
+    for mark, literal in gate:  # noqa: SIM110 - a generator costs more than what it asks
+        if mark in lowered and lowered.has(literal):
+            return True
+    return False
 
 
 def entity_of(finder: Finder) -> str:

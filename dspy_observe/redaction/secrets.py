@@ -60,8 +60,9 @@ _PEM_LIMIT: Final = 32_768  # characters between BEGIN and END; an RSA key of 16
 
 def pem_blocks(text: str, lowered: str) -> Iterator[Span]:
     """Private keys in PEM form with their body, also with escaped line breaks, cut off, or base64-encoded once more."""
-    tokens = Lowered.of(text, lowered).long_tokens
-    if "PRIVATE KEY" in text:
+    known = Lowered.of(text, lowered)
+    tokens = known.long_tokens
+    if known.has("private key") and "PRIVATE KEY" in text:
         done = 0
         for begin in _PEM_BEGIN.finditer(text):
             if begin.start() < done:
@@ -151,7 +152,8 @@ _SCHEMES: Final = frozenset(
 
 def authorization(text: str, lowered: str) -> Iterator[Span]:  # noqa: C901 - one step for each form of header
     """Values of ``Authorization`` headers, and ``Bearer``, ``Token`` and ``Basic`` credentials anywhere."""
-    if "authorization" in lowered:
+    known = Lowered.of(text, lowered)
+    if known.has("auth") and known.has("authorization"):
         for name in _AUTH.finditer(lowered):
             match = _AUTH_VALUE.match(text, name.end())
             if match is not None:
@@ -160,14 +162,18 @@ def authorization(text: str, lowered: str) -> Iterator[Span]:  # noqa: C901 - on
                     _drawn(value, 16) and not _WRITTEN.match(value)
                 ):
                     yield match.span("value")
-    if Lowered.of(text, lowered).spans and ("bearer" in lowered or "token " in lowered or "ApiKey " in text):
+    if known.spans and (
+        known.has("bearer")
+        or (known.has("token") and known.has("token "))
+        or (known.has("apikey ") and "ApiKey " in text)
+    ):
         for match in _BEARER.finditer(text):
             if _drawn(match["value"], 16):
                 yield match.span("value")
-    if "curl" in lowered:
+    if known.has("curl"):
         for match in _CURL_USER.finditer(text):
             yield match.span("value")
-    if "Basic " in text:
+    if known.has("basic ") and "Basic " in text:
         for match in _BASIC.finditer(text):
             if _is_basic(match["value"]):
                 yield match.span("value")
@@ -192,7 +198,7 @@ _COOKIE_VALUE: Final = re.compile(
 
 def cookies(text: str, lowered: str) -> Iterator[Span]:
     """Everything that stands in a ``Cookie`` or ``Set-Cookie`` header."""
-    if "cookie" in lowered:
+    if Lowered.of(text, lowered).has("cookie"):
         for name in _COOKIE.finditer(lowered):
             match = _COOKIE_VALUE.match(text, name.end())
             if match is not None:
@@ -252,8 +258,9 @@ def secrets_for(names: KeyNames) -> Callable[[str, str], Iterator[Span]]:
     """
 
     def find(text: str, lowered: str) -> Iterator[Span]:
+        known = Lowered.of(text, lowered)
         for word, pattern in _WORDS:
-            if word in lowered:
+            if known.has(word):
                 for hit in pattern.finditer(lowered):
                     span = _value_of(text, hit, names)
                     if span is not None:

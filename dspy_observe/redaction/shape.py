@@ -6,14 +6,17 @@ are told apart by :meth:`bytes.translate` and found by :meth:`bytes.find`, which
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, Self
 
-__all__ = ["SHORTEST_TOKEN", "TOKEN_CHARS", "Lowered", "classes", "lower"]
+__all__ = ["LONGEST_LITERAL", "SHORTEST_TOKEN", "TOKEN_CHARS", "Lowered", "classes", "lower"]
 
 TOKEN_CHARS: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-.=+/%~$:"
 """The characters of a token; every key is made of them, or has enough of them in a row."""
 SHORTEST_TOKEN: Final = 13
 """Characters; the shortest key has as many: ``xoxa-`` and eight more."""
+LONGEST_LITERAL: Final = 32
+"""Characters of a literal that is not looked for again where nothing was replaced."""
 
 _MOST_SPANS: Final = 64  # one search over the whole text costs less than so many over parts of it
 _NEEDLE: Final = b"a" * SHORTEST_TOKEN
@@ -48,9 +51,11 @@ class Lowered(str):
 
     Args:
         text: The text as it is.
+        before: What is known of the text before some of it was replaced; ``None`` when this is the first look.
+        changed: Where the replacements stand in the text, in order; read with ``before`` only.
     """
 
-    __slots__ = ("long_tokens", "raw", "spans")
+    __slots__ = ("_absent", "_has", "_near", "long_tokens", "raw", "spans")
 
     raw: bytes
     """The text, one byte a character; those beyond Latin-1 are ``?``."""
@@ -61,9 +66,25 @@ class Lowered(str):
 
     The whole text when there are many.
     """
+    _has: dict[str, bool]
+    _absent: frozenset[str]
+    _near: str
 
-    def __new__(cls, text: str) -> Lowered:
+    def __new__(cls, text: str, before: Lowered | None = None, changed: Sequence[tuple[int, int]] = ()) -> Self:
+        """Lower the text and find its long tokens."""
         self = super().__new__(cls, lower(text))
+        self._has = {}
+        self._absent = frozenset()
+        self._near = ""
+        if before is not None:  # what was nowhere can now only be where something was replaced
+            self._absent = frozenset(
+                literal
+                for literal, found in before._has.items()
+                if not found and literal.isascii() and len(literal) <= LONGEST_LITERAL
+            )
+            self._near = "\n".join(
+                [self[max(0, start - LONGEST_LITERAL) : end + LONGEST_LITERAL] for start, end in changed]
+            )
         self.raw = text.encode("latin-1", "replace")
         flat = self.raw.translate(_TOKEN)
         self.spans = spans = []
@@ -79,6 +100,14 @@ class Lowered(str):
             at = flat.find(_NEEDLE, end)
         self.long_tokens = " ".join([text[start:end] for start, end in spans]) if spans else ""
         return self
+
+    def has(self, literal: str) -> bool:
+        """Whether the lower-cased text has a literal; looks once."""
+        found = self._has.get(literal)
+        if found is None:
+            found = literal in (self._near if literal in self._absent else self)
+            self._has[literal] = found
+        return found
 
     @classmethod
     def of(cls, text: str, lowered: str) -> Lowered:

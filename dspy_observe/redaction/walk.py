@@ -181,13 +181,11 @@ class Walker:
             if parsed is not None:
                 text = parsed
         out, entities = self._scan(text)
-        if not entities and name and len(text) <= _CONTEXT_CHARS and _TELLING.search(name):
+        if name and len(out) <= _CONTEXT_CHARS and _TELLING.search(name):
             prefix = f"{name}: "
-            told, entities = self._scan(prefix + text)
-            if entities and told.startswith(prefix):
-                out = told[len(prefix) :]
-            else:
-                entities = []
+            told, more = self._scan(prefix + out)
+            if more and told.startswith(prefix):
+                out, entities = told[len(prefix) :], [*entities, *more]
         self.findings.extend(Finding(entity, path) for entity in entities)
         return out
 

@@ -73,7 +73,7 @@ _HOMES = {
     "VersionExists": "errors",
 }
 
-__all__ = list(_HOMES)  # noqa: PLE0605 - built from the table that serves the names
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

@@ -81,7 +81,7 @@ def _recommendations(
         )
         return said
     if running.quarantined is not None:
-        said.append(f"{running.version} is deployed and quarantined ({running.quarantined}). Roll back or deploy another.")
+        said.append(f"{running.version} is deployed and quarantined ({running.quarantined}). Deploy another.")
     if running.performance_score is None:
         said.append(f"{running.version} is deployed and has no score. Evaluate it, so that others can be compared.")
     elif best is not None and best.performance_score is not None and best.performance_score > running.performance_score:
@@ -102,7 +102,7 @@ def _recommendations(
 
 
 def plan(
-    registry: SignatureRegistry, name: str, target_version: str, environment: str, config: IntegrationConfig
+    registry: SignatureRegistry, name: str, target_version: str, environment: str
 ) -> DeploymentPlan:
     """What deploying a version would mean."""
     checks: list[str] = []
@@ -125,9 +125,10 @@ def plan(
         advice.append("Deploying it takes force and a reason.")
     if environment in registry.config.protected_environments:
         checks.append(f"{environment} is protected: an approval of exactly this content is needed.")
-    change, changes = None, ()
+    change: float | None = None
+    changes: tuple[str, ...] = ()
     if current is None:
-        checks.append(f"Nothing is deployed in {environment}: this is the first deployment, with nothing to go back to.")
+        checks.append(f"Nothing is deployed in {environment}: the first deployment has nothing to go back to.")
     elif current.version_hash == target.version_hash:
         checks.append(f"{environment} runs this version already.")
     elif safe:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from dspy_observe.errors import ConfigurationError, ObserveError
+from dspy_observe.records import RegistryEvent
 from dspy_observe.registry import advice, gates
+from dspy_observe.registry.core import PRODUCTION
 from dspy_observe.registry.errors import ApprovalMissing, NotSerialisable, Quarantined
 from dspy_observe.registry.models import (
     BulkStatus,
@@ -22,7 +25,7 @@ from dspy_observe.registry.models import (
     Version,
 )
 from dspy_observe.registry.options import STRATEGIES, IntegrationConfig, RegistryConfig
-from dspy_observe.registry.signatures import PRODUCTION, SignatureRegistry
+from dspy_observe.registry.signatures import SignatureRegistry
 from dspy_observe.registry.values import finite
 
 __all__ = ["RegistryManager"]
@@ -54,7 +57,13 @@ class RegistryManager:
         if not isinstance(own, IntegrationConfig):
             raise ConfigurationError("RegistryManager", f"{own!r:.80} is no IntegrationConfig", "Pass one, or None")
         self.integration_config = own
-        self.registry = registry if isinstance(registry, SignatureRegistry) else SignatureRegistry(registry, clock=clock)
+        if not isinstance(registry, SignatureRegistry):
+            registry = SignatureRegistry(registry, clock=clock)
+        self.registry = registry
+
+    def subscribe(self, pattern: str, listener: Callable[[RegistryEvent], None]) -> Callable[[], None]:
+        """Call ``listener(event)`` after each change of the registry; see :meth:`SignatureRegistry.subscribe`."""
+        return self.registry.subscribe(pattern, listener)
 
     # --- what optimizers return --------------------------------------------------------------------------------------
 
@@ -220,7 +229,8 @@ class RegistryManager:
             return GateVerdict("unscored", "no version has a score to go by", None, _named(running))
         candidate = self.registry.get_version(name, chosen)
         if running is not None and candidate.version_hash == running.version_hash:
-            return GateVerdict("nothing_to_do", f"{environment} runs the best version", running.version, running.version)
+            here = running.version
+            return GateVerdict("nothing_to_do", f"{environment} runs the best version", here, here)
         if strategy in ("aggressive", "best_score"):
             reason = f"{candidate.version} has the highest score"
             return GateVerdict("deploy", reason, candidate.version, _named(running), None, dataset)
@@ -241,7 +251,7 @@ class RegistryManager:
                 expected_generation=self._generation(name, environment, verdict),
             )  # fmt: skip
         except (ApprovalMissing, Quarantined) as error:
-            return GateVerdict("refused", str(error), verdict.candidate, verdict.deployed, verdict.gain, verdict.dataset)
+            return replace(verdict, outcome="refused", reason=str(error))
         return verdict
 
     def _generation(self, name: str, environment: str, verdict: GateVerdict) -> int:
@@ -320,7 +330,7 @@ class RegistryManager:
         Raises:
             UnknownSignature, UnknownVersion: There is no such version.
         """
-        return advice.plan(self.registry, name, target_version, environment, self.integration_config)
+        return advice.plan(self.registry, name, target_version, environment)
 
     def cleanup_old_versions(self, *, dry_run: bool = False, keep: int | None = None) -> Cleanup:
         """Remove old versions of all signatures, and programs that nothing refers to.

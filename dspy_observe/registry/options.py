@@ -152,7 +152,7 @@ class RegistryConfig(Options):
     protected_environments: tuple[str, ...]
 
     __slots__ = ()
-    table = {
+    table: ClassVar[Mapping[str, Option]] = {
         "registry_path": Option(
             "./dspy_registry", str, lambda value: isinstance(value, str) and bool(value.strip()), "a folder or a URL"
         ),
@@ -211,13 +211,15 @@ class IntegrationConfig(Options):
     keep_versions: int
 
     __slots__ = ()
-    table = {
+    table: ClassVar[Mapping[str, Option]] = {
         "auto_register_optimizations": _switch(True),
         "auto_deploy_best_versions": _switch(False),
         "auto_deploy_threshold": _number(0.1, "a number from 0 up; 0.1 is 10 %"),
         "rollback_on_performance_drop": _switch(True),
         "rollback_threshold": _number(0.05, "a number from 0 up; 0.05 is 5 %"),
-        "deployment_strategy": Option("conservative", str, lambda value: value in STRATEGIES, "one of " + ", ".join(STRATEGIES)),
+        "deployment_strategy": Option(
+            "conservative", str, lambda value: value in STRATEGIES, "one of " + ", ".join(STRATEGIES)
+        ),
         "require_evidence": _switch(True),
         "rollback_cooldown_s": _number(600.0, "a number of seconds, 0 for none"),
         "max_rollbacks_per_hour": _count(3, 1, "a whole number from 1 up"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from datetime import UTC, datetime
-from typing import Any, ClassVar, Final, TypeVar
+from typing import Any, ClassVar, Final, Self
 
 from dspy_observe.registry.values import copied
 
@@ -24,10 +24,8 @@ __all__ = [
     "moment",
 ]
 
-R = TypeVar("R", bound="Record")
 
-
-class FieldFault(ValueError):
+class FieldFault(ValueError):  # noqa: N818 - a finding that becomes an error where the line is known
     """A mapping is no such record: which field, and why."""
 
     def __init__(self, field_name: str | None, problem: str) -> None:
@@ -112,7 +110,7 @@ class Record:
     _plans: ClassVar[dict[type, list[tuple[str, Callable[[Any], Any], bool]]]] = {}
 
     @classmethod
-    def from_dict(cls: type[R], row: Mapping[str, Any]) -> R:
+    def from_dict(cls, row: Mapping[str, Any]) -> Self:
         """The record that :meth:`to_dict` wrote.
 
         Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -124,9 +125,7 @@ def _bundle(data: Any, file: str) -> Bundle:
         path = ("signatures", name)
         try:
             names.checked("signature", name)
-            if not isinstance(rows, dict):
-                raise Fault((), "a mapping is needed")
-            own = dict(rows)
+            own = dict(rows) if isinstance(rows, dict) else {}
             scores[name] = _records(Score, own.pop("scores", []), "scores")
             remarks[name] = _records(Decision, own.pop("remarks", []), "remarks")
             documents[name] = document_from(name, own)
@@ -179,15 +178,13 @@ def import_bundle(engine: Engine, bundle: Bundle, *, dry_run: bool = False) -> I
     for name, document in bundle.signatures.items():
         task = _Import(bundle, document)
 
-        def body(txn: Transaction, batch: Batch, task: _Import = task) -> None:
-            task.run(txn, batch)
+        def body(txn: Transaction, _: Batch, task: _Import = task) -> None:
+            task.run(txn)
             if dry_run:
                 raise _Undo
 
-        try:
+        with suppress(_Undo):
             engine.run(name, body)
-        except _Undo:
-            pass
         added += [f"{name}/{version}" for version in task.added]
         conflicts += [f"{name}: {problem}" for problem in task.conflicts]
         present += task.present
@@ -206,7 +203,7 @@ class _Import:
         self.present = 0
         self.scores = 0
 
-    def run(self, txn: Transaction, batch: Batch) -> None:
+    def run(self, txn: Transaction) -> None:
         """Work on a transaction of the signature."""
         fresh = not txn.exists
         if fresh:

@@ -62,17 +62,22 @@ def _plain(value: object, path: str, depth: int, budget: _Budget) -> Any:
     if depth >= DEEPEST:
         raise NotSerialisable(path, f"nested more than {DEEPEST} levels deep, or a cycle")
     if isinstance(value, Mapping):
-        copy = {}
-        for key, item in value.items():
-            if not isinstance(key, str) or isinstance(key, Enum):
-                raise NotSerialisable(path, f"the key {key!r:.60} is no text")
-            copy[_text(key, f"{path}, a key", budget)] = _plain(item, f"{path}.{key:.60}", depth + 1, budget)
-        return copy
+        return _entries(value, path, depth, budget)
     if isinstance(value, list):
         return [_plain(item, f"{path}[{index}]", depth + 1, budget) for index, item in enumerate(value)]
     hint = {"datetime": "pass .isoformat()", "date": "pass .isoformat()", "tuple": "pass a list", "set": "pass a list"}
     kind = type(value).__name__
-    raise NotSerialisable(path, f"{kind} has no exact JSON form; {hint.get(kind, 'pass text, numbers, lists or dicts')}")
+    fix = hint.get(kind, "pass texts, numbers, lists or dicts")
+    raise NotSerialisable(path, f"{kind} has no exact JSON form; {fix}")
+
+
+def _entries(value: Mapping[Any, Any], path: str, depth: int, budget: _Budget) -> dict[str, Any]:
+    copy = {}
+    for key, item in value.items():
+        if not isinstance(key, str) or isinstance(key, Enum):
+            raise NotSerialisable(path, f"the key {key!r:.60} is no text")
+        copy[_text(key, f"{path}, a key", budget)] = _plain(item, f"{path}.{key:.60}", depth + 1, budget)
+    return copy
 
 
 def _text(value: str, path: str, budget: _Budget) -> str:

@@ -29,7 +29,7 @@ _WORDS: Final = {"true": True, "false": False, "null": None, "~": None, "": None
 _PLAIN_KEY: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _NOT_PLAIN: Final = frozenset({"true", "false", "null", "yes", "no", "on", "off", "y", "n"})
 # What YAML 1.1 does not print, or folds as a line break.
-_ESCAPED: Final = re.compile("[\"\\\\\x00-\x1f\x7f-\xa0\xad\u2028\u2029\ufeff\ufffe\uffff]")
+_ESCAPED: Final = re.compile('["\\\\\x00-\x1f\x7f-\xa0\xad\u2028\u2029\ufeff\ufffe\uffff]')
 _NOT_LITERAL: Final = re.compile("[\x00-\x09\x0b-\x1f\x7f-\xa0\xad\u2028\u2029\ufeff\ufffe\uffff]")
 _SHORT: Final = {"\n": "\\n", "\t": "\\t", "\r": "\\r", '"': '\\"', "\\": "\\\\"}
 
@@ -155,7 +155,7 @@ def _read(text: str | bytes, file: str, marks: bool) -> tuple[Any, dict[tuple[st
         raise CorruptRegistry(file, None, f"no YAML text: {str(error).splitlines()[0]}") from None
 
 
-def _build(events: Any, file: str, lines: dict[tuple[str | int, ...], int] | None) -> Any:  # noqa: C901, PLR0912 - one loop
+def _build(events: Any, file: str, lines: dict[tuple[str | int, ...], int] | None) -> Any:
     root: list[Any] = []
     stack = [_Open(root, ())]
     documents = 0

@@ -18,6 +18,7 @@ from typing import Any
 from uuid import uuid4
 
 import psycopg
+import psycopg.sql
 import pytest
 
 from dspy_observe.records import RegistryEvent
@@ -102,28 +103,28 @@ class Postgres:
                 assert time.monotonic() < until, "the server does not answer"
                 time.sleep(0.05)
 
-    def stop(self) -> None:
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
         """End the server and every connection to it."""
         if self._process is not None:
-            self._process.send_signal(signal.SIGINT)
+            self._process.send_signal(how)
             self._process.wait(START_TIMEOUT_S)
             self._process = None
 
     def remove(self) -> None:
         """End the server and delete its data."""
-        self.stop()
+        self.stop(signal.SIGQUIT)
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def dsn(self, database: str) -> str:
         """For psycopg."""
         return f"host=127.0.0.1 port={self.port} user=registry dbname={database}"
 
-    def new_database(self) -> str:
-        """A URL of an empty database."""
+    def new_registry(self) -> str:
+        """A URL of an empty registry: a schema of its own, as a database takes longer to make and to remove."""
         name = f"r{uuid4().hex}"
         with psycopg.connect(self.dsn("postgres"), autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name}")  # type: ignore[arg-type]
-        return f"postgresql+psycopg://registry@127.0.0.1:{self.port}/{name}"
+            connection.execute(psycopg.sql.SQL("CREATE SCHEMA {}").format(psycopg.sql.Identifier(name)))
+        return f"postgresql+psycopg://registry@127.0.0.1:{self.port}/postgres?options=-csearch_path%3D{name}"
 
     def _as(self) -> dict[str, Any]:
         return {} if self._user is None else {"user": self._user, "group": pwd.getpwnam(self._user).pw_gid}
@@ -152,7 +153,7 @@ def location(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return str(tmp_path / "registry")
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'registry.db'}"
-    return str(request.getfixturevalue("postgres").new_database())
+    return str(request.getfixturevalue("postgres").new_registry())
 
 
 class Clock:

@@ -9,11 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final, Protocol
 
 from dspy_observe.registry.records import Decision, Deployment, Mark, Pointer, Score, StoredVersion
 
-__all__ = ["FORMAT", "LEASE_S", "LOCK_TIMEOUT_S", "Head", "Notice", "Store", "Transaction", "View"]
+__all__ = [
+    "FORMAT", "LEASE_S", "LOCK_TIMEOUT_S", "Head", "Notice", "Store", "Transaction", "View", "backup_age",
+    "backup_label",
+]  # fmt: skip
 
 FORMAT: Final = 1
 """Version of what the stores write; a higher one is refused."""
@@ -21,6 +25,20 @@ LOCK_TIMEOUT_S: Final = 60.0
 """How long a writer waits for the others before it gives up with ``StoreUnavailable``."""
 LEASE_S: Final = 300.0
 """How long an event of another host, or of a process that still runs, is left to it for delivery."""
+
+
+_STAMP: Final = "%Y%m%d_%H%M%S_%f"
+_STAMP_CHARS: Final = 22
+
+
+def backup_label(version: str, at: datetime) -> str:
+    """The label of a version's backup: its name and the time in UTC to the microsecond."""
+    return f"{version}_{at.strftime(_STAMP)}"
+
+
+def backup_age(label: str) -> str:
+    """What sorts labels by time."""
+    return label[-_STAMP_CHARS:]
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +172,7 @@ class Transaction(View, Protocol):
         """Keep an event until :meth:`Store.forget`, from this commit on."""
 
     def add_backup(self, label: str, text: str, keep: int) -> None:
-        """Keep a backup under a label that sorts by time; ``keep`` newest stay, 0 keeps all."""
+        """Keep a backup under a label (see :func:`backup_label`); the ``keep`` newest stay, 0 keeps all."""
 
 
 class Store(Protocol):

@@ -119,7 +119,7 @@ def read_document(name: str, text: bytes, file: str) -> Document:
         raise CorruptRegistry(file, yamltext.line_of(text, file, fault.path), fault.problem) from None
 
 
-class Fault(Exception):
+class Fault(Exception):  # noqa: N818 - a finding that becomes an error where the line is known
     """Something in a document is not as it should be: where, and what."""
 
     def __init__(self, path: tuple[str | int, ...], problem: str) -> None:
@@ -209,4 +209,5 @@ def _check_pointers(document: Document) -> None:
     for place, pointer in enumerate(document.pointers.values()):
         version = document.by_hash.get(pointer.version_hash)
         if version is None or version.version != pointer.version:
-            raise Fault(("pointers", place), f"{pointer.environment!r} points to {pointer.version!r}, which is not here")
+            problem = f"{pointer.environment!r} points to {pointer.version!r}, which is not here"
+            raise Fault(("pointers", place), problem)

@@ -30,7 +30,7 @@ from dspy_observe.registry import names, yamltext
 from dspy_observe.registry.errors import Conflict, CorruptRegistry, InvalidName, StoreUnavailable
 from dspy_observe.registry.records import Decision, Deployment, Mark, Pointer, Score, StoredVersion
 from dspy_observe.registry.stores import disk
-from dspy_observe.registry.stores.base import FORMAT, LOCK_TIMEOUT_S, Head, Notice
+from dspy_observe.registry.stores.base import FORMAT, LOCK_TIMEOUT_S, Head, Notice, backup_age
 from dspy_observe.registry.stores.document import Document, read_document
 from dspy_observe.registry.stores.journal import Journal
 from dspy_observe.registry.stores.outbox import Outbox
@@ -105,7 +105,7 @@ class FileStore:
 
     def backups(self, name: str) -> list[str]:
         """See :class:`~dspy_observe.registry.stores.base.Store`."""
-        return sorted(path.stem for path in (self._root / "backups" / name).glob("*.yml"))
+        return sorted((path.stem for path in (self._root / "backups" / name).glob("*.yml")), key=backup_age)
 
     def backup(self, name: str, label: str) -> str | None:
         """See :class:`~dspy_observe.registry.stores.base.Store`."""

@@ -8,7 +8,8 @@ The others are marked as ready, because later commits will hide theirs.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
@@ -48,7 +49,7 @@ class Outbox:
         path = self._root / notice.program / (notice.delivery_id + _PREPARED)
         disk.replace(path, canonical({"commit": commit, **asdict(notice)}).encode("ascii"))
 
-    def settle(self, name: str, commits: Set[str]) -> None:
+    def settle(self, name: str, commits: AbstractSet[str]) -> None:
         """Sort the prepared events of a signature.
 
         Args:

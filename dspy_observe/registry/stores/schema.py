@@ -27,8 +27,8 @@ def _table(name: str, *columns: Column[object]) -> Table:
 
 
 signatures: Final = _table(
-    "signatures", Column("name", String, primary_key=True), Column("folded", String), Column("next_sequence", BigInteger),
-    Column("last_name", Text),
+    "signatures", Column("name", String, primary_key=True), Column("folded", String),
+    Column("next_sequence", BigInteger), Column("last_name", Text),
 )  # fmt: skip
 programs: Final = _table("programs", Column("hash", String, primary_key=True), Column("body", Text))
 versions: Final = _table(
@@ -67,32 +67,51 @@ settings: Final = _table("settings", Column("key", String, primary_key=True), Co
 
 # The statements of a migration never change once released: they make the shape of their time, not that of today.
 _FIRST: Final = (
-    "CREATE TABLE dspy_observe_signatures (name VARCHAR PRIMARY KEY, folded VARCHAR NOT NULL UNIQUE, "
-    "next_sequence BIGINT NOT NULL, last_name TEXT NOT NULL)",
+    (
+        "CREATE TABLE dspy_observe_signatures (name VARCHAR PRIMARY KEY, folded VARCHAR NOT NULL UNIQUE, "
+        "next_sequence BIGINT NOT NULL, last_name TEXT NOT NULL)"
+    ),
     "CREATE TABLE dspy_observe_programs (hash VARCHAR PRIMARY KEY, body TEXT NOT NULL)",
-    "CREATE TABLE dspy_observe_versions (name VARCHAR NOT NULL REFERENCES dspy_observe_signatures (name), "
-    "sequence BIGINT NOT NULL, version VARCHAR NOT NULL, hash VARCHAR NOT NULL, "
-    "program_hash VARCHAR REFERENCES dspy_observe_programs (hash), body TEXT NOT NULL, "
-    "PRIMARY KEY (name, sequence), UNIQUE (name, version), UNIQUE (name, hash))",
+    (
+        "CREATE TABLE dspy_observe_versions (name VARCHAR NOT NULL REFERENCES dspy_observe_signatures (name), "
+        "sequence BIGINT NOT NULL, version VARCHAR NOT NULL, hash VARCHAR NOT NULL, program_hash VARCHAR REFERENCES "
+        "dspy_observe_programs (hash), body TEXT NOT NULL, PRIMARY KEY (name, sequence), UNIQUE (name, version), "
+        "UNIQUE (name, hash))"
+    ),
     "CREATE INDEX dspy_observe_versions_program ON dspy_observe_versions (program_hash)",
-    "CREATE TABLE dspy_observe_pointers (name VARCHAR NOT NULL REFERENCES dspy_observe_signatures (name), "
-    "environment VARCHAR NOT NULL, generation BIGINT NOT NULL, body TEXT NOT NULL, PRIMARY KEY (name, environment))",
-    "CREATE TABLE dspy_observe_deployments (name VARCHAR NOT NULL REFERENCES dspy_observe_signatures (name), "
-    "ordinal BIGINT NOT NULL, environment VARCHAR NOT NULL, body TEXT NOT NULL, PRIMARY KEY (name, ordinal))",
-    "CREATE TABLE dspy_observe_scores (name VARCHAR NOT NULL REFERENCES dspy_observe_signatures (name), "
-    "ordinal BIGINT NOT NULL, score_id VARCHAR NOT NULL, hash VARCHAR NOT NULL, body TEXT NOT NULL, "
-    "PRIMARY KEY (name, ordinal), UNIQUE (name, score_id))",
+    (
+        "CREATE TABLE dspy_observe_pointers (name VARCHAR NOT NULL REFERENCES dspy_observe_signatures (name), "
+        "environment VARCHAR NOT NULL, generation BIGINT NOT NULL, body TEXT NOT NULL, PRIMARY KEY (name, "
+        "environment))"
+    ),
+    (
+        "CREATE TABLE dspy_observe_deployments (name VARCHAR NOT NULL REFERENCES dspy_observe_signatures (name), "
+        "ordinal BIGINT NOT NULL, environment VARCHAR NOT NULL, body TEXT NOT NULL, PRIMARY KEY (name, ordinal))"
+    ),
+    (
+        "CREATE TABLE dspy_observe_scores (name VARCHAR NOT NULL REFERENCES dspy_observe_signatures (name), ordinal "
+        "BIGINT NOT NULL, score_id VARCHAR NOT NULL, hash VARCHAR NOT NULL, body TEXT NOT NULL, PRIMARY KEY (name, "
+        "ordinal), UNIQUE (name, score_id))"
+    ),
     "CREATE INDEX dspy_observe_scores_hash ON dspy_observe_scores (name, hash, ordinal)",
-    "CREATE TABLE dspy_observe_marks (name VARCHAR NOT NULL REFERENCES dspy_observe_signatures (name), "
-    "kind VARCHAR NOT NULL, key VARCHAR NOT NULL, ordinal BIGINT NOT NULL, body TEXT NOT NULL, "
-    "PRIMARY KEY (name, kind, key))",
-    "CREATE TABLE dspy_observe_decisions (name VARCHAR NOT NULL REFERENCES dspy_observe_signatures (name), "
-    "ordinal BIGINT NOT NULL, environment VARCHAR NOT NULL, applied_key VARCHAR, body TEXT NOT NULL, "
-    "PRIMARY KEY (name, ordinal), UNIQUE (name, environment, applied_key))",
-    "CREATE TABLE dspy_observe_notices (delivery_id VARCHAR PRIMARY KEY, program VARCHAR NOT NULL, "
-    "owner TEXT NOT NULL, at DOUBLE PRECISION NOT NULL, body TEXT NOT NULL)",
-    "CREATE TABLE dspy_observe_backups (name VARCHAR NOT NULL, label VARCHAR NOT NULL, body TEXT NOT NULL, "
-    "PRIMARY KEY (name, label))",
+    (
+        "CREATE TABLE dspy_observe_marks (name VARCHAR NOT NULL REFERENCES dspy_observe_signatures (name), kind "
+        "VARCHAR NOT NULL, key VARCHAR NOT NULL, ordinal BIGINT NOT NULL, body TEXT NOT NULL, PRIMARY KEY (name, "
+        "kind, key))"
+    ),
+    (
+        "CREATE TABLE dspy_observe_decisions (name VARCHAR NOT NULL REFERENCES dspy_observe_signatures (name), "
+        "ordinal BIGINT NOT NULL, environment VARCHAR NOT NULL, applied_key VARCHAR, body TEXT NOT NULL, PRIMARY "
+        "KEY (name, ordinal), UNIQUE (name, environment, applied_key))"
+    ),
+    (
+        "CREATE TABLE dspy_observe_notices (delivery_id VARCHAR PRIMARY KEY, program VARCHAR NOT NULL, owner TEXT "
+        "NOT NULL, at DOUBLE PRECISION NOT NULL, body TEXT NOT NULL)"
+    ),
+    (
+        "CREATE TABLE dspy_observe_backups (name VARCHAR NOT NULL, label VARCHAR NOT NULL, body TEXT NOT NULL, "
+        "PRIMARY KEY (name, label))"
+    ),
     "CREATE TABLE dspy_observe_settings (key VARCHAR PRIMARY KEY, body TEXT NOT NULL)",
 )
 MIGRATIONS: Final[tuple[Sequence[str], ...]] = (_FIRST,)

@@ -14,9 +14,29 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import Connection, Engine, Select, Table, create_engine, delete, event, func, insert, select, text, update
+from sqlalchemy import (
+    Connection,
+    Engine,
+    Select,
+    Table,
+    create_engine,
+    delete,
+    event,
+    func,
+    insert,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    IntegrityError,
+    NoSuchModuleError,
+    OperationalError,
+    SQLAlchemyError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from dspy_observe.errors import ConfigurationError
@@ -33,7 +53,7 @@ from dspy_observe.registry.records import (
     StoredVersion,
 )
 from dspy_observe.registry.stores import schema
-from dspy_observe.registry.stores.base import LOCK_TIMEOUT_S, Head, Notice
+from dspy_observe.registry.stores.base import LOCK_TIMEOUT_S, Head, Notice, backup_age
 from dspy_observe.registry.stores.owner import orphaned
 from dspy_observe.registry.values import canonical
 
@@ -67,7 +87,9 @@ class SqlStore:
                 )  # fmt: skip
             self._engine = _engine(self._url)
         except (ArgumentError, NoSuchModuleError) as error:
-            raise ConfigurationError("registry_path", str(error), "Use sqlite:///file.db or postgresql+psycopg://...") from None
+            raise ConfigurationError(
+                "registry_path", str(error), "Use sqlite:///file.db or postgresql+psycopg://user@host/name"
+            ) from None
         self._file = self._url.drivername == "sqlite"
         self._ready = False
         self._preparing = threading.Lock()
@@ -109,7 +131,7 @@ class SqlStore:
         """See :class:`~dspy_observe.registry.stores.base.Store`."""
         table = schema.backups
         with self._connected() as connection:
-            return sorted(connection.scalars(select(table.c.label).where(table.c.name == name)))
+            return sorted(connection.scalars(select(table.c.label).where(table.c.name == name)), key=backup_age)
 
     def backup(self, name: str, label: str) -> str | None:
         """See :class:`~dspy_observe.registry.stores.base.Store`."""
@@ -212,7 +234,8 @@ class SqlStore:
         try:
             yield
         except IntegrityError as error:
-            raise Conflict(f"{self.location}: somebody else wrote the same: {error.orig}", expected=None, current=None) from error
+            what = f"{self.location}: somebody else wrote the same: {error.orig}"
+            raise Conflict(what, expected=None, current=None) from error
         except (OperationalError, PoolTimeout) as error:
             raise StoreUnavailable(f"{self.location}: {getattr(error, 'orig', error)}") from error
         except DBAPIError as error:
@@ -510,10 +533,11 @@ class SqlTransaction(SqlView):
     def add_backup(self, label: str, text: str, keep: int) -> None:
         """A row; the oldest go."""
         table = schema.backups
-        self._connection.execute(insert(table).values(name=self._name, label=label, body=text))
+        labels = set(self._connection.scalars(select(table.c.label).where(table.c.name == self._name)))
+        if label not in labels:
+            self._connection.execute(insert(table).values(name=self._name, label=label, body=text))
         if keep:
-            labels = sorted(self._connection.scalars(select(table.c.label).where(table.c.name == self._name)))
-            old = labels[:-keep]
+            old = sorted({*labels, label}, key=backup_age)[:-keep]
             self._connection.execute(delete(table).where(table.c.name == self._name, table.c.label.in_(old)))
 
     def _next(self, table: Table) -> int:

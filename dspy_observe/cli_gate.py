@@ -1,0 +1,283 @@
+"""``dspy-observe gate``: fail a pipeline when a program answers worse than its baseline.
+
+DSPy is imported when the program has to be built, after the arguments were checked.
+Exit codes: 0 passed, 1 failed or refused with the reason, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dspy_observe.cli_options import Environment, Json, Location, opened
+from dspy_observe.cli_tables import answer_json, details, refuse, refusing, say
+from dspy_observe.errors import ObserveError
+from dspy_observe.gate_verdict import Baseline, Measured, Verdict, examples_from, judge, junit, markdown, measured
+from dspy_observe.registry import SignatureRegistry, UnknownVersion
+
+__all__ = ["gate"]
+
+DEPLOYED = "deployed"
+
+
+class GateError(ObserveError):
+    """The program could not be built or measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What is evaluated, on what, and how."""
+
+    factory: Callable[[], Any]
+    metric: Callable[..., Any]
+    examples: list[Any]
+    lm: str | None
+    num_threads: int
+
+
+@refusing
+def gate(
+    program: Annotated[str, typer.Option(metavar="MODULE:CLASS", help="Class or function that makes the program.")],
+    devset: Annotated[Path, typer.Option(help="JSON Lines: one object with inputs and labels on each line.")],
+    metric: Annotated[str, typer.Option(metavar="MODULE:FUNCTION", help="Takes (example, prediction).")],
+    baseline: Annotated[str, typer.Option(metavar="deployed|VERSION|NUMBER", help="What to compare with.")] = DEPLOYED,
+    max_drop: Annotated[
+        float, typer.Option(min=0, help="How much lower the mean may be, in the metric's units.")
+    ] = 0.02,
+    name: Annotated[str | None, typer.Option(help="The signature; the class's name unless given.")] = None,
+    load: Annotated[
+        str | None, typer.Option(metavar="deployed|VERSION", help="Load this state into the program.")
+    ] = None,
+    inputs: Annotated[str | None, typer.Option(help="Input fields, as a,b; the program's own unless given.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Name under which the registry keeps scores on it; its hash unless given.")
+    ] = None,
+    reevaluate: Annotated[
+        bool, typer.Option("--reevaluate", help="Evaluate the baseline even if it has a score.")
+    ] = False,
+    lm: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="For dspy.LM; what the module configures else.")
+    ] = None,
+    num_threads: Annotated[int, typer.Option(min=1, help="Examples at a time.")] = 4,
+    junit_file: Annotated[Path | None, typer.Option("--junit", help="Write a JUnit XML report.")] = None,
+    markdown_file: Annotated[Path | None, typer.Option("--markdown", help="Write a Markdown report.")] = None,
+    environment: Environment = "production",
+    registry: Location = None,
+    as_json: Json = False,
+) -> None:
+    """Evaluate a program and fail when it is worse than its baseline: a regression check for a pipeline.
+
+    The baseline is the score that the version has in the registry on this data set; without one, the version is
+    loaded into the program's code and evaluated, too. Metrics have to be the same: --reevaluate makes sure of it.
+
+    Example: dspy-observe gate --program app:Classifier --devset dev.jsonl --metric app:exact --max-drop 0.02
+    """
+    number = _number(baseline)
+    rows = _rows(devset)
+    began = time.monotonic()
+    with redirect_stdout(sys.stderr), _importable():  # standard output is for the answer alone
+        factory, score_of = _named(program, "--program"), _named(metric, "--metric")
+        if not callable(factory) or not callable(score_of):
+            raise typer.BadParameter("--program and --metric have to name something that can be called")
+        signature = name or getattr(factory, "__name__", program)
+        with nullcontext() if number is not None and load is None else opened(registry) as store:
+            build = _loading(store, signature, factory, load, environment) if load is not None else factory
+            current = _built(build)
+            run = _Run(factory, score_of, _examples(rows, _input_fields(current, inputs)), lm, num_threads)
+            base = Baseline(number, "the number", "given") if number is not None else None
+            if base is None:
+                version = _baseline_version(store, signature, baseline, environment)
+                recorded = None if reevaluate else _recorded(store, signature, version, run, dataset)
+                base = recorded or _evaluated(store, signature, version, run)
+            found = _evaluate(current, run)
+    verdict = judge(
+        found, base, max_drop, program=signature if load is None else f"{signature} {load}", devset=devset.name
+    )
+    _report(verdict, time.monotonic() - began, junit_file, markdown_file)
+    _answer(verdict, as_json)
+
+
+def _number(baseline: str) -> float | None:
+    try:
+        number = float(baseline)
+    except ValueError:
+        return None
+    if number - number != 0:
+        raise typer.BadParameter(f"--baseline {baseline} is no finite number")
+    return number
+
+
+def _rows(devset: Path) -> list[dict[str, Any]]:
+    try:
+        return examples_from(devset.read_text(encoding="utf-8").split("\n"))
+    except OSError as error:
+        raise typer.BadParameter(f"cannot read {devset}: {error.strerror}") from None
+    except ValueError as error:
+        raise typer.BadParameter(f"{devset}: {error}") from None
+
+
+@contextmanager
+def _importable() -> Iterator[None]:
+    """Modules of the working directory can be named, as with ``python -m``."""
+    here = os.getcwd()  # noqa: PTH109 - sys.path holds texts
+    added = here not in sys.path
+    if added:
+        sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        if added:
+            sys.path.remove(here)
+
+
+def _named(target: str, option: str) -> Any:
+    """What ``module:attribute`` names."""
+    module, sign, path = target.partition(":")
+    if not (module and sign and path):
+        raise typer.BadParameter(f"{option} {target}: write module:name, such as app:Classifier")
+    try:
+        found: Any = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise GateError(f"{module} cannot be imported: {error}") from error
+        raise typer.BadParameter(f"{option} {target}: there is no module {error.name}") from None
+    except Exception as error:  # whatever the user's module raises is the reason
+        raise GateError(f"{module} cannot be imported: {type(error).__name__}: {error}") from error
+    for part in path.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            raise typer.BadParameter(f"{option} {target}: {module} has no {path}") from None
+    return found
+
+
+def _built(factory: Callable[[], Any]) -> Any:
+    import dspy
+
+    try:
+        made = factory()
+    except ObserveError:
+        raise
+    except Exception as error:  # whatever the user's code raises is the reason
+        raise GateError(f"the program cannot be built: {type(error).__name__}: {error}") from error
+    if not isinstance(made, dspy.Module):
+        raise GateError(f"--program makes {type(made).__name__}, which is no dspy.Module")
+    return made
+
+
+def _input_fields(program: Any, given: str | None) -> list[str]:
+    """The fields that the program is called with, out of each example."""
+    import dspy
+
+    if given is not None:
+        return [field.strip() for field in given.split(",") if field.strip()]
+    signature = getattr(program, "signature", None)
+    forward = inspect.signature(program.forward).parameters.values()
+    if not any(one.kind is one.VAR_KEYWORD for one in forward):
+        return [one.name for one in forward if one.kind is not one.VAR_POSITIONAL]
+    if signature is None and isinstance(getattr(program, "predict", None), dspy.Predict):  # dspy.ChainOfThought
+        signature = program.predict.signature
+    if signature is None:
+        raise typer.BadParameter("the program takes any field: name its input fields with --inputs")
+    return list(signature.input_fields)
+
+
+def _examples(rows: Sequence[dict[str, Any]], fields: Sequence[str]) -> list[Any]:
+    import dspy
+
+    known = {key for row in rows for key in row}
+    if not known.intersection(fields):
+        raise typer.BadParameter(f"no example has an input field ({', '.join(fields)}); they have {', '.join(known)}")
+    return [dspy.Example(row).with_inputs(*(field for field in fields if field in row)) for row in rows]
+
+
+def _loading(
+    store: SignatureRegistry | None, name: str, factory: Callable[[], Any], version: str, environment: str
+) -> Callable[[], Any]:
+    assert store is not None
+    chosen = None if version == DEPLOYED else version
+    return lambda: store.load_program(name, factory, chosen, environment=environment)
+
+
+def _baseline_version(store: SignatureRegistry | None, name: str, baseline: str, environment: str) -> str:
+    assert store is not None
+    if baseline != DEPLOYED:
+        return store.get_version(name, baseline, environment=environment).version
+    running = store.pointer(name, environment=environment)
+    if running is None:
+        raise UnknownVersion(name, f"(deployed in {environment})")
+    return running.version
+
+
+def _recorded(
+    store: SignatureRegistry | None, name: str, version: str, run: _Run, dataset: str | None
+) -> Baseline | None:
+    """The version's latest score on this data set; ``None`` when it has none."""
+    from dspy_observe.registry.programs import dataset_sha256
+
+    assert store is not None
+    key = dataset or dataset_sha256(run.examples)
+    mine = [one for one in store.scores(name, version) if key is not None and one.dataset == key]
+    return Baseline(mine[-1].value, version, "recorded") if mine else None
+
+
+def _evaluated(store: SignatureRegistry | None, name: str, version: str, run: _Run) -> Baseline:
+    assert store is not None
+    found = _evaluate(_built(lambda: store.load_program(name, run.factory, version)), run)
+    if found.failed == len(found.scores):
+        raise GateError(f"the baseline {version} failed on all {found.failed} examples; see the log")
+    return Baseline(found.score, version, "evaluated")
+
+
+def _evaluate(program: Any, run: _Run) -> Measured:
+    """Run the program over the examples; DSPy logs each failure and shows the progress on standard error."""
+    import dspy
+
+    failed = float("0")  # an object of its own: DSPy puts it where an example failed
+    evaluate = dspy.Evaluate(
+        devset=run.examples, metric=run.metric, num_threads=run.num_threads, display_progress=True,
+        failure_score=failed, max_errors=len(run.examples) + 1,
+    )  # fmt: skip
+    with dspy.context(lm=dspy.LM(run.lm)) if run.lm is not None else nullcontext():
+        results = evaluate(program).results
+    try:
+        return measured([None if score is failed else float(score) for *_, score in results])
+    except (TypeError, ValueError) as error:
+        raise GateError(f"the metric's scores cannot be used: {error}") from None
+
+
+def _report(verdict: Verdict, duration_s: float, junit_file: Path | None, markdown_file: Path | None) -> None:
+    for file, text in ((junit_file, junit(verdict, duration_s)), (markdown_file, markdown(verdict))):
+        if file is not None:
+            try:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(text, encoding="utf-8")
+            except OSError as error:
+                raise GateError(f"cannot write {file}: {error.strerror}") from None
+
+
+def _answer(verdict: Verdict, as_json: bool) -> None:
+    if as_json:
+        answer_json(verdict.to_dict())
+        if not verdict.passed:
+            raise typer.Exit(1)
+        return
+    found, base = verdict.measured, verdict.baseline
+    details([
+        ("program", verdict.program), ("data set", verdict.devset), ("examples", len(found.scores)),
+        ("failed examples", found.failed), ("score", found.score), ("baseline", base.score),
+        ("baseline is", f"{base.name}, {base.origin}"), ("drop", verdict.drop), ("allowed", verdict.max_drop),
+    ])  # fmt: skip
+    if not verdict.passed:
+        refuse(verdict.reason, as_json=False)
+    say(f"passed: {verdict.reason}")

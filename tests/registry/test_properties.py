@@ -1,0 +1,175 @@
+"""What holds after any sequence of operations."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from dspy_observe.registry import (
+    NothingToRollBackTo,
+    NotSerialisable,
+    Quarantined,
+    RegistryConfig,
+    RegistryError,
+    Ruling,
+    SignatureRegistry,
+    UnknownVersion,
+    yamltext,
+)
+from dspy_observe.registry.values import plain
+
+ENVIRONMENTS = st.sampled_from(["production", "staging"])
+NUMBERS = st.integers(0, 5)
+AWKWARD = st.sampled_from(list(" \n\t\r:-#\"'|>{}[]&*!%@`~\x85\u2028\ufeff\x00\xa0\u00e9\U0001f600"))
+TEXTS = st.text(st.one_of(st.characters(exclude_categories=["Cs"]), AWKWARD), max_size=25)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False) | TEXTS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS, inner, max_size=4),
+    max_leaves=15,
+)
+
+
+@settings(max_examples=300)
+@given(VALUES)
+def test_yaml_comes_back_exactly(value: Any) -> None:
+    """Every value, with its types, whatever its texts hold."""
+    assert repr(yamltext.load(yamltext.dump(value), "file")) == repr(value)
+
+
+@settings(max_examples=300)
+@given(st.binary(max_size=200) | TEXTS.map(lambda text: text.encode("utf-8", "replace")))
+def test_reading_any_bytes_gives_a_value_or_the_error(content: bytes) -> None:
+    """Nothing else escapes."""
+    try:
+        plain(yamltext.load(content, "file"), "value")
+    except RegistryError as error:
+        assert isinstance(error, NotSerialisable) or str(error).startswith("file")
+
+
+class Life(RuleBasedStateMachine):
+    """A signature's life; after every step the log, replayed, is the state."""
+
+    where: str
+
+    @initialize()
+    def open(self) -> None:
+        """Start with an empty registry."""
+        self.registry = SignatureRegistry(RegistryConfig(registry_path=self.place(), max_versions_per_signature=4))
+        self.bad: set[str] = set()
+        self.registered: dict[str, str] = {}
+
+    def place(self) -> str:
+        """Where it lives."""
+        raise NotImplementedError
+
+    @rule(number=NUMBERS)
+    def register(self, number: int) -> None:
+        """The same content is the same version, as long as it is there."""
+        version = self.registry.register_version("qa", {"number": number}, version=f"v{number}")
+        assert version.version == f"v{number}"
+        self.registered[version.version] = version.version_hash
+
+    @rule(number=NUMBERS, environment=ENVIRONMENTS)
+    def deploy(self, number: int, environment: str) -> None:
+        """What is there and not quarantined can be deployed."""
+        there = {one.version for one in self._versions()}
+        try:
+            self.registry.deploy_version("qa", f"v{number}", environment=environment)
+        except Quarantined:
+            assert f"v{number}" in self.bad
+        except (UnknownVersion, LookupError):
+            assert f"v{number}" not in there
+        else:
+            assert f"v{number}" not in self.bad
+
+    @rule(environment=ENVIRONMENTS, decided=st.booleans())
+    def roll_back(self, environment: str, decided: bool) -> None:
+        """It leaves what runs for something good that ran before."""
+        if not self._versions():
+            return
+        before = self.registry.pointer("qa", environment=environment)
+        ran = {one.version for one in self.registry.deployment_log("qa", environment=environment)}
+        try:
+            if decided:
+                ruling = Ruling("rollback", "worse")
+                if not self.registry.decide("qa", lambda _: ruling, environment=environment, trigger="monitor"):
+                    raise NothingToRollBackTo
+            else:
+                self.registry.rollback("qa", environment=environment)
+        except NothingToRollBackTo:
+            assert self.registry.pointer("qa", environment=environment) == before
+            assert before is None or not self._versions_among(ran - self.bad - {before.version})
+            return
+        after = self.registry.pointer("qa", environment=environment)
+        assert before is not None
+        assert after is not None
+        assert after.version in ran - self.bad - {before.version}
+        self.bad.add(before.version)
+
+    @rule(keep=st.integers(1, 3))
+    def clean(self, keep: int) -> None:
+        """Never what runs, nor what a rollback would take."""
+        if self._versions():
+            targets = [self.registry.rollback_target("qa", environment=one) for one in ("production", "staging")]
+            self.registry.remove_versions("qa", keep=keep)
+            assert targets == [self.registry.rollback_target("qa", environment=one) for one in ("production", "staging")]
+
+    @rule(number=NUMBERS)
+    def quarantine(self, number: int) -> None:
+        """Any version that is there."""
+        if f"v{number}" in {one.version for one in self._versions()}:
+            self.registry.quarantine("qa", f"v{number}", reason="bad")
+            self.bad.add(f"v{number}")
+
+    @invariant()
+    def log_replayed_is_the_state(self) -> None:
+        """Pointers, generations and flags follow from the log alone, also for another reader."""
+        if not hasattr(self, "registry") or not self._versions():
+            return
+        with SignatureRegistry(self.registry.config) as other:
+            replayed: dict[str, tuple[str, int]] = {}
+            for entry in other.deployment_log("qa"):
+                before = replayed.get(entry.environment)
+                assert entry.previous == (None if before is None else before[0])
+                assert entry.generation == (1 if before is None else before[1] + 1)
+                assert entry.version_hash == self.registered[entry.version]
+                replayed[entry.environment] = (entry.version, entry.generation)
+            assert replayed == {one.environment: (one.version, one.generation) for one in other.pointers("qa")}
+            versions = other.list_versions("qa")
+            assert [one.sequence for one in versions] == sorted({one.sequence for one in versions})
+            for version in versions:
+                assert set(version.deployed_in) == {env for env, (name, _) in replayed.items() if name == version.version}
+                assert (version.quarantined is not None) == (version.version in self.bad)
+            assert {name for name, _ in replayed.values()} <= {one.version for one in versions}
+
+    def _versions(self) -> list[Any]:
+        return self.registry.list_versions("qa") if self.registry.list_signatures() else []
+
+    def _versions_among(self, names: set[str]) -> set[str]:
+        return names & {one.version for one in self._versions()}
+
+    def teardown(self) -> None:
+        """Leave nothing open."""
+        if hasattr(self, "registry"):
+            self.registry.close()
+
+
+@pytest.mark.parametrize("kind", ["files", "sqlite", "postgresql"])
+def test_log_replayed_equals_the_state(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """On every store, after any sequence of operations."""
+    from hypothesis.stateful import run_state_machine_as_test
+
+    class Here(Life):
+        def place(self) -> str:
+            if kind == "postgresql":
+                return str(request.getfixturevalue("postgres").new_registry())
+            folder = tempfile.mkdtemp(dir=tmp_path)
+            return folder if kind == "files" else f"sqlite:///{folder}/registry.db"
+
+    run_state_machine_as_test(Here, settings=settings(max_examples=12, stateful_step_count=25, deadline=None))
