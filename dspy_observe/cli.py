@@ -8,9 +8,8 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -18,7 +17,9 @@ from rich.table import Table
 
 from dspy_observe import cli_gate, cli_registry
 from dspy_observe.errors import ObserveError
-from dspy_observe.redaction import Drop, Fixed, Mask, Operator, Redaction, Redactor, explain
+
+if TYPE_CHECKING:
+    from dspy_observe.redaction import Operator
 
 app = typer.Typer(
     name="dspy-observe",
@@ -33,6 +34,8 @@ app.command()(cli_gate.gate)
 @app.callback(invoke_without_command=True)
 def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
     if version:
+        from importlib.metadata import version as installed_version
+
         typer.echo(installed_version("dspy-observe"))
         raise typer.Exit
 
@@ -51,6 +54,8 @@ def redact(
 
     Examples: dspy-observe redact prompt.txt --explain · echo "mail a@b.example" | dspy-observe redact --drop EMAIL
     """
+    from dspy_observe.redaction import Redaction, Redactor, explain
+
     text = _read(file)
     try:
         options = Redaction(
@@ -81,6 +86,8 @@ def _read(file: str) -> str:
 
 
 def _operators(mask: list[str], fixed: list[str], drop: list[str]) -> dict[str, Operator]:
+    from dspy_observe.redaction import Drop, Fixed, Mask
+
     operators: dict[str, Operator] = {entity: Drop() for entity in drop}
     for item in mask:
         entity, _, kept = item.partition("=")

@@ -1,7 +1,7 @@
 """``dspy-observe gate``: fail a pipeline when a program answers worse than its baseline.
 
 DSPy is imported when the program has to be built, after the arguments were checked.
-Exit codes: 0 passed, 1 failed or refused with the reason, 2 wrong usage.
+Exit codes: 0 passed, 1 failed or refused with the reason, 2 wrong usage. ``gate`` is long by its options, a line each.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def gate(
         factory, score_of = _named(program, "--program"), _named(metric, "--metric")
         if not callable(factory) or not callable(score_of):
             raise typer.BadParameter("--program and --metric have to name something that can be called")
-        signature = name or getattr(factory, "__name__", program)
+        signature = str(name or getattr(factory, "__name__", program))
         with nullcontext() if number is not None and load is None else opened(registry) as store:
             build = _loading(store, signature, factory, load, environment) if load is not None else factory
             current = _built(build)
@@ -182,8 +182,10 @@ def _input_fields(program: Any, given: str | None) -> list[str]:
     if given is not None:
         return [field.strip() for field in given.split(",") if field.strip()]
     signature = getattr(program, "signature", None)
-    forward = inspect.signature(program.forward).parameters.values()
-    if not any(one.kind is one.VAR_KEYWORD for one in forward):
+    # Of the class, as DSPy warns when forward is taken from an instance; the first argument is self.
+    method = getattr(type(program), "forward", None)
+    forward = [] if method is None else list(inspect.signature(method).parameters.values())[1:]
+    if forward and not any(one.kind is one.VAR_KEYWORD for one in forward):
         return [one.name for one in forward if one.kind is not one.VAR_POSITIONAL]
     if signature is None and isinstance(getattr(program, "predict", None), dspy.Predict):  # dspy.ChainOfThought
         signature = program.predict.signature

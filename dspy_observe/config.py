@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Literal, Protocol, Self, TypeVar, cast
 
 from opentelemetry._logs import get_logger_provider
+from prometheus_client import CollectorRegistry
 
 from dspy_observe import safety
 from dspy_observe.callbacks.base import CallbackGroup, RecordCallback
@@ -317,6 +318,7 @@ def _build(
     stops: list[Callable[[], None]] = []
     members: list[RecordCallback | CallbackGroup] = []
     endpoint = None
+    otel: OTelCallback | None = None
     try:
         if tracing is not False:
             otel = OTelCallback(tracing, service=service)
@@ -330,7 +332,8 @@ def _build(
             members.append(RegistryEventCallback(metrics))
         members.extend(_registrars(registry))
         if redaction is not False:
-            redactors = RedactionCallback(redaction, metrics or None)
+            # Without metrics its counts go where nobody looks.
+            redactors = RedactionCallback(redaction, metrics or Metrics(collector_registry=CollectorRegistry()))
             members.append(redactors)
             if redactors.redactor.options.foreign_signals:
                 stops.append(shield_logs(get_logger_provider(), redactors.redactor))

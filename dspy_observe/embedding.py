@@ -127,9 +127,7 @@ def _keep(response: Any, replies: list[dict[str, Any]]) -> Vectors:
     tokens = getattr(getattr(response, "usage", None), "prompt_tokens", None)
     cost = getattr(response, "_hidden_params", {}).get("response_cost")
     # LiteLLM puts 0 tokens and $0 where the provider reported nothing.
-    replies.append(
-        {"tokens": tokens, "model": getattr(response, "model", None), "cost": cost if tokens else None}
-    )
+    replies.append({"tokens": tokens, "model": getattr(response, "model", None), "cost": cost if tokens else None})
     return [item["embedding"] for item in response.data]
 
 

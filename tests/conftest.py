@@ -75,3 +75,4 @@ def dspy_settings_as_new() -> Iterator[None]:
     module.main_thread_config.update(copy.deepcopy(module.DEFAULT_CONFIG))
     module.config_owner_thread_id = None
     module.config_owner_async_task = None
+    module.thread_local_overrides.set(type(module.DEFAULT_CONFIG)())

@@ -202,7 +202,7 @@ def test_a_compile_or_evaluation_that_fails_leaves_no_trace(manager: RegistryMan
     with pytest.raises(ValueError, match="no luck"):
         Failing().compile(Helpdesk(), trainset=TRAINSET)
     compiled = LabeledFewShot(k=1).compile(Helpdesk(), trainset=TRAINSET)
-    with pytest.raises(Exception, match="cancelled|metric"):
+    with pytest.raises(Exception, match=r"cancelled|metric"):
         dspy.Evaluate(devset=DEVSET, metric=broken, num_threads=1, display_progress=False, max_errors=1)(compiled)
     assert len(manager.registry.list_versions("Helpdesk")) == 1
     assert manager.registry.scores("Helpdesk") == ()
@@ -214,7 +214,6 @@ def test_a_registry_that_fails_never_reaches_the_program(
     """The store is a file where a folder has to be; the program comes back, and the loss is counted under its site."""
     monkeypatch.setenv("DSPY_OBSERVE_STRICT", "0")
     manager = RegistryManager(tmp_path / "registry")
-    (tmp_path / "registry").rmdir() if (tmp_path / "registry").exists() else None
     (tmp_path / "registry").write_text("in the way")
     with dspy.context(lm=offline_lm({"answer": "42"}), callbacks=[callback_of(manager)]), caplog.at_level(logging.INFO):
         compiled = bootstrap().compile(Helpdesk(), trainset=TRAINSET)

@@ -19,8 +19,8 @@ import litellm
 import pydantic
 import pytest
 
-from dspy_observe.openai_server.answers import answer_prompt
 from dspy_observe.openai_server import Bill, ChatRequest, Failure, OpenAIServer, Reply, TokenUsage, ToolCall
+from dspy_observe.openai_server.answers import answer_prompt
 
 # LiteLLM's own types make pydantic warn on first use; raised as an error inside LiteLLM it would fail the call.
 pytestmark = pytest.mark.filterwarnings("ignore:Item '.*' on TypedDict class:UserWarning")

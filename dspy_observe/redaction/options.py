@@ -45,16 +45,12 @@ class Redaction:
     """Names, in any spelling, under which a value is dropped whole; a name matches when it ends in one of them."""
     allow: frozenset[str] = DEFAULT_ALLOW
     """Names that stay although ``deny_keys`` matches them, such as ``prompt_tokens``."""
-    scan_limit_chars: int = field(
-        default_factory=env_default("DSPY_OBSERVE_REDACTION_SCAN_LIMIT_CHARS", 65_536, int)
-    )
+    scan_limit_chars: int = field(default_factory=env_default("DSPY_OBSERVE_REDACTION_SCAN_LIMIT_CHARS", 65_536, int))
     """Characters of one text that are looked at, at least 256. What lies beyond is cut off, never passed on unseen,
     and the text ends in ``<TRUNCATED n CHARS>``."""
     max_chars: int | None = field(default_factory=env_default("DSPY_OBSERVE_REDACTION_MAX_CHARS", None, _number))
     """Characters of one text after redaction, at least 256, the note about the cut included; ``None`` does not cut."""
-    known_secrets: bool = field(
-        default_factory=env_default("DSPY_OBSERVE_REDACTION_KNOWN_SECRETS", True, parse_bool)
-    )
+    known_secrets: bool = field(default_factory=env_default("DSPY_OBSERVE_REDACTION_KNOWN_SECRETS", True, parse_bool))
     """Also replace, literally, the values of this process's environment variables that are named like secrets, and
     whatever :meth:`Redactor.add_secrets` is told."""
     foreign_signals: bool = field(

@@ -101,9 +101,7 @@ def _recommendations(
     return said
 
 
-def plan(
-    registry: SignatureRegistry, name: str, target_version: str, environment: str
-) -> DeploymentPlan:
+def plan(registry: SignatureRegistry, name: str, target_version: str, environment: str) -> DeploymentPlan:
     """What deploying a version would mean."""
     checks: list[str] = []
     advice: list[str] = []

@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from dspy_observe.errors import ConfigurationError
 from dspy_observe.records import RegistryEvent
@@ -43,7 +43,7 @@ class RegistryCore:
             config = RegistryConfig(registry_path=config)
         given = config if config is not None else RegistryConfig()
         if not isinstance(given, RegistryConfig):
-            raise ConfigurationError("SignatureRegistry", f"{given!r:.80} is no config", "Pass a RegistryConfig or path")
+            raise ConfigurationError("registry", f"{given!r:.80} is no config", "Pass a RegistryConfig or a path")
         self._store = open_store(given.registry_path)
         self._config = given.over(self._store.settings())
         self._engine = Engine(self._store, clock)
@@ -58,6 +58,7 @@ class RegistryCore:
     def location(self) -> str:
         """Folder or URL, without password."""
         return self._store.location
+
     def subscribe(self, pattern: str, listener: Callable[[RegistryEvent], None]) -> Callable[[], None]:
         """Call ``listener(event)`` after each change of this registry object whose event matches.
 
@@ -84,7 +85,7 @@ class RegistryCore:
         """Give up connections. Also done at the end of a ``with`` block."""
         self._store.close()
 
-    def __enter__(self) -> SignatureRegistry:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

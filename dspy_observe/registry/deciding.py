@@ -26,7 +26,6 @@ _OUTCOMES: Final = ("rollback", "held", "stale", "duplicate", "rejected", "ignor
 class DecisionMethods(DeploymentMethods):
     """The part of a registry that decides."""
 
-
     def decide(
         self,
         name: str,
@@ -92,9 +91,7 @@ class DecisionMethods(DeploymentMethods):
 
         return self._engine.run(name, body)
 
-    def _standing(
-        self, view: View, batch: Batch, environment: str, keys: tuple[str | None, str | None]
-    ) -> Standing:
+    def _standing(self, view: View, batch: Batch, environment: str, keys: tuple[str | None, str | None]) -> Standing:
         pointer, target = view.pointer(environment), versions.target_of(view, environment)
         score = None if pointer is None else view.last_score(pointer.version_hash)
         seen = None if keys[0] is None or keys[1] is None else view.applied(environment, keys[0], keys[1])

@@ -18,7 +18,6 @@ __all__ = ["DeploymentMethods"]
 class DeploymentMethods(RegistryCore):
     """The part of a registry that moves pointers."""
 
-
     def deploy_version(
         self,
         name: str,
@@ -126,34 +125,6 @@ class DeploymentMethods(RegistryCore):
             label = backup_label(record.version, batch.time)
             txn.add_backup(label, text, self._config.max_versions_per_signature)
 
-    def get_deployed_version(self, name: str, *, environment: str = PRODUCTION) -> Version | None:
-        """What an environment runs; ``None`` when nothing was deployed there.
-
-        Raises:
-            UnknownSignature: There is no such signature.
-        """
-        self._check(name, environment=environment)
-        with self._read(name) as view:
-            pointer = view.pointer(environment)
-            record = None if pointer is None else view.by_hash(pointer.version_hash)
-            return None if record is None else versions.Viewer(view, environment).see(record)
-
-    def pointer(self, name: str, *, environment: str = PRODUCTION) -> Pointer | None:
-        """Which version an environment runs, at which generation: the cheapest question, for polling.
-
-        Raises:
-            UnknownSignature: There is no such signature.
-        """
-        self._check(name, environment=environment)
-        with self._read(name) as view:
-            return view.pointer(environment)
-
-    def pointers(self, name: str) -> tuple[Pointer, ...]:
-        """The pointers of all environments of a signature."""
-        self._check(name)
-        with self._read(name) as view:
-            return tuple(view.pointers())
-
     def rollback(
         self,
         name: str,
@@ -210,9 +181,7 @@ class DeploymentMethods(RegistryCore):
         batch.tell("quarantine", move.environment, entry.previous, reason=move.reason, trigger=move.trigger)
         return versions.Viewer(view, move.environment).see(target)
 
-    def quarantine(
-        self, name: str, version: str, *, reason: str, actor: str | None = None
-    ) -> Version:
+    def quarantine(self, name: str, version: str, *, reason: str, actor: str | None = None) -> Version:
         """Mark a version as bad: nothing deploys it and no rollback takes it. An environment that runs it goes on.
 
         Args:

@@ -208,9 +208,7 @@ class RegistryManager:
             expected_generation=generation,
         )  # fmt: skip
 
-    def judge_strategy(
-        self, name: str, strategy: str | None = None, *, environment: str = PRODUCTION
-    ) -> GateVerdict:
+    def judge_strategy(self, name: str, strategy: str | None = None, *, environment: str = PRODUCTION) -> GateVerdict:
         """What :meth:`deploy_with_strategy` would do, and why; nothing is changed."""
         strategy = strategy if strategy is not None else self.integration_config.deployment_strategy
         if strategy not in STRATEGIES:

@@ -21,7 +21,6 @@ __all__ = ["ScoreMethods"]
 class ScoreMethods(RegistryCore):
     """The part of a registry that is about how good versions are."""
 
-
     def update_performance_score(
         self,
         name: str,

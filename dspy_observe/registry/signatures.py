@@ -9,14 +9,14 @@ from dspy_observe.registry.deciding import DecisionMethods
 from dspy_observe.registry.engine import Batch
 from dspy_observe.registry.errors import UnknownVersion
 from dspy_observe.registry.models import ImportReport
+from dspy_observe.registry.programming import ProgramMethods
 from dspy_observe.registry.scoring import ScoreMethods
 from dspy_observe.registry.stores.base import Transaction
-from dspy_observe.registry.versioning import VersionMethods
 
 __all__ = ["SignatureRegistry"]
 
 
-class SignatureRegistry(VersionMethods, ScoreMethods, DecisionMethods):
+class SignatureRegistry(ProgramMethods, ScoreMethods, DecisionMethods):
     """Versions, scores and deployments of any number of signatures, in one store.
 
     Safe to share between threads; any number of processes may open the same store.
@@ -30,7 +30,6 @@ class SignatureRegistry(VersionMethods, ScoreMethods, DecisionMethods):
         StoreUnavailable: The store cannot be reached.
         CorruptRegistry: The store's own configuration cannot be read.
     """
-
 
     def export_registry(self, path: str | Path) -> None:
         """Write everything into one YAML file: versions, programs, scores, logs, marks.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import shutil
@@ -81,7 +82,7 @@ class Postgres:
         self._process: subprocess.Popen[bytes] | None = None
         if self._user is not None:
             shutil.chown(self._folder, self._user)
-        self._run("initdb", "-D", str(self._folder / "data"), "-A", "trust", "-U", "registry", "--no-sync", "-E", "UTF8")
+        self._run("initdb", "-D", str(self._folder / "data"), "-A", "trust", "-U", "registry", "-N", "-E", "UTF8")
 
     def start(self) -> None:
         """Start the server and wait until it answers."""
@@ -95,13 +96,12 @@ class Postgres:
         )  # fmt: skip
         until = time.monotonic() + START_TIMEOUT_S
         while True:
-            try:
+            with contextlib.suppress(psycopg.OperationalError):
                 psycopg.connect(self.dsn("postgres"), connect_timeout=2).close()
                 return
-            except psycopg.OperationalError:
-                assert self._process.poll() is None, "the server ended"
-                assert time.monotonic() < until, "the server does not answer"
-                time.sleep(0.05)
+            assert self._process.poll() is None, "the server ended"
+            assert time.monotonic() < until, "the server does not answer"
+            time.sleep(0.05)
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
         """End the server and every connection to it."""

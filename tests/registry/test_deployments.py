@@ -112,9 +112,7 @@ def test_18_two_operators_with_one_expectation(three: SignatureRegistry, open_re
         except Conflict as error:
             outcomes.append(error)
 
-    threads = [
-        threading.Thread(target=deploy, args=pair) for pair in ((three, "v2"), (other, "v3"))
-    ]
+    threads = [threading.Thread(target=deploy, args=pair) for pair in ((three, "v2"), (other, "v3"))]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -289,6 +287,7 @@ def test_28_listener_may_use_the_registry(three: SignatureRegistry, heard: Any) 
 
 def test_events_of_many_threads_come_in_the_order_of_their_commits(three: SignatureRegistry, heard: Any) -> None:
     """A gauge that follows the events ends at what is deployed."""
+
     def deploy(number: int) -> None:
         for turn in range(5):
             three.deploy_version("qa", f"v{(number + turn) % 3 + 1}")
@@ -439,10 +438,12 @@ def test_44_other_processes_see_a_deployment_at_their_next_look(
     """Nothing has to be notified: the pointer with its generation is read from the store each time."""
     watcher = open_registry()
     assert watcher.pointer("qa") is None
-    run_python(
-        "import sys; from dspy_observe.registry import SignatureRegistry as R; R(sys.argv[1]).deploy_version('qa','v2')",
-        location,
-    )
+    code = """
+        import sys
+        from dspy_observe.registry import SignatureRegistry
+        SignatureRegistry(sys.argv[1]).deploy_version("qa", "v2")
+    """
+    run_python(code, location)
     pointer = watcher.pointer("qa")
     assert pointer is not None
     assert (pointer.version, pointer.generation) == ("v2", 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -161,7 +162,8 @@ def test_auto_deployment_tells_its_event_and_trigger(manager: RegistryManager) -
     manager.registry.subscribe("*", events.append)
     score(manager, v1=0.5, v2=0.9)
     manager.auto_deploy("qa", "v2")
-    assert [event.name.rpartition(".")[2] for event in events][2:] == ["deploy_start", "deploy_complete", "auto_deployment"]
+    told = [event.name.rpartition(".")[2] for event in events]
+    assert told[2:] == ["deploy_start", "deploy_complete", "auto_deployment"]
     assert manager.registry.deployment_log("qa")[-1].trigger == "auto"
 
 
@@ -179,15 +181,15 @@ def test_auto_deployment_stops_at_a_protected_environment(open_registry: Open, f
 def test_results_are_registered_scored_and_deployed(registry: SignatureRegistry) -> None:
     """A result with a configuration, as often as an optimizer runs; the second is better by far."""
     manager = RegistryManager(registry, IntegrationConfig(auto_deploy_best_versions=True))
-    first = manager.register_optimization_result(
-        {"configuration": {"instruction": "a"}, "best_score_value": 0.5}, "qa", {"optimizer": "MIPROv2"}, dataset="dev", n=500
-    )
+    result = {"configuration": {"instruction": "a"}, "best_score_value": 0.5}
+    first = manager.register_optimization_result(result, "qa", {"optimizer": "MIPROv2"}, dataset="dev", n=500)
     assert (first.performance_score, first.is_deployed, first.metadata) == (0.5, True, {"optimizer": "MIPROv2"})
     second = manager.register_optimization_result(
         SimpleNamespace(configuration={"instruction": "b"}, best_score_value=0.9), "qa", dataset="dev", n=500
     )
     assert second.is_deployed
-    third = manager.register_optimization_result({"configuration": {"instruction": "c"}}, "qa", score=0.91, dataset="dev", n=5)
+    result = {"configuration": {"instruction": "c"}}
+    third = manager.register_optimization_result(result, "qa", score=0.91, dataset="dev", n=5)
     assert (third.is_deployed, third.performance_score) == (False, 0.91)
 
 
@@ -219,9 +221,12 @@ def test_results_without_content_are_refused(registry: SignatureRegistry, result
     ],
 )  # fmt: skip
 def test_34_monitor_is_exact_at_the_threshold(
-    manager: RegistryManager, known: float, current: float, rolled_back: bool
+    tmp_path: Path, fill: Callable[..., None], known: float, current: float, rolled_back: bool
 ) -> None:
     """A drop of five percent is no reason, more is; an improvement never is, whatever the sign."""
+    manager = RegistryManager(tmp_path)
+    fill(manager.registry, "v1", "v2")
+    manager.registry.deploy_version("qa", "v1")
     manager.registry.deploy_version("qa", "v2")
     score(manager, v2=known)
     decision = manager.monitor_and_rollback("qa", current)

@@ -53,10 +53,15 @@ def compiled(demo: str = "Paris") -> Pipeline:
     return program
 
 
+def lm(key: str) -> dspy.LM:
+    """A model with a key and a header."""
+    return dspy.LM("openai/gpt-4o-mini", api_key=key, extra_headers={"X": "CaNaRy42"})
+
+
 @pytest.fixture(autouse=True)
 def model() -> Iterator[None]:
     """A model that is never called, with a key that must never be stored."""
-    with dspy.context(lm=dspy.LM("openai/gpt-4o-mini", api_key="sk-" + "CaNaRy42" * 6, extra_headers={"X": "CaNaRy42"})):
+    with dspy.context(lm=lm("sk-" + "CaNaRy42" * 6)):
         yield
 
 
@@ -81,7 +86,7 @@ def test_04_identity_is_the_content(registry: SignatureRegistry) -> None:
     """Config, a field's type and the model count; a key and the way of registering do not."""
     first = registry.register_program("qa", compiled())
     assert registry.register_program("qa", compiled(), metadata={"again": True}).created is False
-    with dspy.context(lm=dspy.LM("openai/gpt-4o-mini", api_key="sk-" + "zZ9yY8xX" * 6, extra_headers={"X": "CaNaRy42"})):
+    with dspy.context(lm=lm("sk-" + "zZ9yY8xX" * 6)):
         assert registry.register_program("qa", compiled()).version_hash == first.version_hash
     warmer, retyped = compiled(), Pipeline(AnswerShort)
     warmer.answer.config = {"temperature": 0.4}
@@ -184,7 +189,8 @@ def test_result_of_an_optimizer_is_registered_as_a_program(registry: SignatureRe
     program.score = 75.0
     optimizer = type("MIPROv2", (), {})()
     manager = RegistryManager(registry)
-    version = manager.register_optimization_result(program, optimizer=optimizer, valset=[dspy.Example(question="x")] * 4)
+    valset = [dspy.Example(question="x")] * 4
+    version = manager.register_optimization_result(program, optimizer=optimizer, valset=valset)
     assert version is not None
     assert (version.signature_name, version.performance_score) == ("Pipeline", 0.75)
     assert version.metadata["optimizer"] == "MIPROv2"

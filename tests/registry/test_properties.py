@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from dspy_observe.registry import (
+    CorruptRegistry,
     NothingToRollBackTo,
-    NotSerialisable,
     Quarantined,
     RegistryConfig,
-    RegistryError,
     Ruling,
     SignatureRegistry,
     UnknownVersion,
@@ -29,7 +29,11 @@ NUMBERS = st.integers(0, 5)
 AWKWARD = st.sampled_from(list(" \n\t\r:-#\"'|>{}[]&*!%@`~\x85\u2028\ufeff\x00\xa0\u00e9\U0001f600"))
 TEXTS = st.text(st.one_of(st.characters(exclude_categories=["Cs"]), AWKWARD), max_size=25)
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False) | TEXTS,
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | TEXTS,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS, inner, max_size=4),
     max_leaves=15,
 )
@@ -46,10 +50,8 @@ def test_yaml_comes_back_exactly(value: Any) -> None:
 @given(st.binary(max_size=200) | TEXTS.map(lambda text: text.encode("utf-8", "replace")))
 def test_reading_any_bytes_gives_a_value_or_the_error(content: bytes) -> None:
     """Nothing else escapes."""
-    try:
-        plain(yamltext.load(content, "file"), "value")
-    except RegistryError as error:
-        assert isinstance(error, NotSerialisable) or str(error).startswith("file")
+    with contextlib.suppress(CorruptRegistry):
+        assert plain(yamltext.load(content, "file"), "value") is not ...
 
 
 class Life(RuleBasedStateMachine):
@@ -95,14 +97,15 @@ class Life(RuleBasedStateMachine):
             return
         before = self.registry.pointer("qa", environment=environment)
         ran = {one.version for one in self.registry.deployment_log("qa", environment=environment)}
-        try:
-            if decided:
-                ruling = Ruling("rollback", "worse")
-                if not self.registry.decide("qa", lambda _: ruling, environment=environment, trigger="monitor"):
-                    raise NothingToRollBackTo
-            else:
+        ruling, moved = Ruling("rollback", "worse"), True
+        if decided:
+            moved = bool(self.registry.decide("qa", lambda _: ruling, environment=environment, trigger="monitor"))
+        else:
+            try:
                 self.registry.rollback("qa", environment=environment)
-        except NothingToRollBackTo:
+            except NothingToRollBackTo:
+                moved = False
+        if not moved:
             assert self.registry.pointer("qa", environment=environment) == before
             assert before is None or not self._versions_among(ran - self.bad - {before.version})
             return
@@ -116,9 +119,9 @@ class Life(RuleBasedStateMachine):
     def clean(self, keep: int) -> None:
         """Never what runs, nor what a rollback would take."""
         if self._versions():
-            targets = [self.registry.rollback_target("qa", environment=one) for one in ("production", "staging")]
+            before = self._targets()
             self.registry.remove_versions("qa", keep=keep)
-            assert targets == [self.registry.rollback_target("qa", environment=one) for one in ("production", "staging")]
+            assert self._targets() == before
 
     @rule(number=NUMBERS)
     def quarantine(self, number: int) -> None:
@@ -144,9 +147,13 @@ class Life(RuleBasedStateMachine):
             versions = other.list_versions("qa")
             assert [one.sequence for one in versions] == sorted({one.sequence for one in versions})
             for version in versions:
-                assert set(version.deployed_in) == {env for env, (name, _) in replayed.items() if name == version.version}
+                running = {one for one, (name, _) in replayed.items() if name == version.version}
+                assert set(version.deployed_in) == running
                 assert (version.quarantined is not None) == (version.version in self.bad)
             assert {name for name, _ in replayed.values()} <= {one.version for one in versions}
+
+    def _targets(self) -> list[str | None]:
+        return [self.registry.rollback_target("qa", environment=one) for one in ("production", "staging")]
 
     def _versions(self) -> list[Any]:
         return self.registry.list_versions("qa") if self.registry.list_signatures() else []
@@ -172,4 +179,5 @@ def test_log_replayed_equals_the_state(kind: str, request: pytest.FixtureRequest
             folder = tempfile.mkdtemp(dir=tmp_path)
             return folder if kind == "files" else f"sqlite:///{folder}/registry.db"
 
-    run_state_machine_as_test(Here, settings=settings(max_examples=12, stateful_step_count=25, deadline=None))
+    count = {"files": 25, "sqlite": 10, "postgresql": 5}[kind]
+    run_state_machine_as_test(Here, settings=settings(max_examples=count, stateful_step_count=25, deadline=None))

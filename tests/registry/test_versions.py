@@ -26,25 +26,35 @@ from dspy_observe.registry import (
 )
 
 REGISTER = """
-    import sys
+    import os, sys
     from dspy_observe.registry import RegistryConfig, SignatureRegistry
-    where, label, count = sys.argv[1:]
-    registry = SignatureRegistry(
-        RegistryConfig(registry_path=where, max_versions_per_signature=0), clock=lambda: 1705329022.0
-    )
-    for number in range(int(count)):
-        registry.register_version("qa", {"instruction": f"{label} {number}"})
+    from dspy_observe.registry.stores import files, sql
+    from dspy_observe.registry.values import scrubbed
+
+    scrubbed({"loaded": "once, for all forks"})
+    where, count = sys.argv[1:]
+
+    def write(label):
+        config = RegistryConfig(registry_path=where, max_versions_per_signature=0)
+        registry = SignatureRegistry(config, clock=lambda: 1705329022.0)
+        for number in range(int(count)):
+            registry.register_version("qa", {"instruction": f"{label} {number}"})
+
+    writers = []
+    for label in range(4):
+        writers.append(os.fork())
+        if writers[-1] == 0:
+            write(label)
+            os._exit(0)
+    sys.exit(any(os.waitpid(writer, 0)[1] for writer in writers))
 """
 
 
 def test_01_hundred_versions_within_one_second_from_four_processes(
-    location: str, start_python: Callable[..., Any], open_registry: Callable[..., SignatureRegistry]
+    location: str, run_python: Callable[..., str], open_registry: Callable[..., SignatureRegistry]
 ) -> None:
     """A hundred distinct names, a gapless sequence, no error."""
-    writers = [start_python(REGISTER, location, str(number), "25") for number in range(4)]
-    for writer in writers:
-        _, err = writer.communicate(timeout=120)
-        assert writer.returncode == 0, err
+    run_python(REGISTER, location, "25")
     versions = open_registry().list_versions("qa")
     assert [one.sequence for one in versions] == list(range(1, 101))
     assert len({one.version for one in versions}) == 100
@@ -86,7 +96,7 @@ def test_name_of_other_content_is_refused(registry: SignatureRegistry, seen: Cal
     """A display name never changes what it means."""
     registry.register_version("qa", {"a": 1}, version="1.0.0")
     before = seen(registry)
-    with pytest.raises(VersionExists, match="1.0.0"):
+    with pytest.raises(VersionExists, match="already exists"):
         registry.register_version("qa", {"a": 2}, version="1.0.0")
     assert seen(registry) == before
 
@@ -117,13 +127,10 @@ def test_04_hash_ignores_credentials_only(registry: SignatureRegistry) -> None:
 
 
 def test_05_four_processes_of_fifty_lose_nothing(
-    location: str, start_python: Callable[..., Any], open_registry: Callable[..., SignatureRegistry]
+    location: str, run_python: Callable[..., str], open_registry: Callable[..., SignatureRegistry]
 ) -> None:
     """All two hundred are kept."""
-    writers = [start_python(REGISTER, location, str(number), "50") for number in range(4)]
-    for writer in writers:
-        _, err = writer.communicate(timeout=120)
-        assert writer.returncode == 0, err
+    run_python(REGISTER, location, "50")
     texts = {one.configuration["instruction"] for one in open_registry().list_versions("qa")}
     assert texts == {f"{label} {number}" for label in range(4) for number in range(50)}
 
@@ -149,23 +156,24 @@ HOSTILE = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", HOSTILE, ids=ascii)
-def test_08_hostile_names_are_refused_everywhere(registry: SignatureRegistry, name: Any) -> None:
+def test_08_hostile_names_are_refused_everywhere(registry: SignatureRegistry) -> None:
     """As signature, version, alias and environment; before anything is written."""
-    with pytest.raises(InvalidName):
-        registry.register_version(name, {"a": 1})
-    assert registry.list_signatures() == []
-    registry.register_version("qa", {"a": 1}, version="v1")
-    if name is not None:
+    for name in HOSTILE:
         with pytest.raises(InvalidName):
-            registry.register_version("qa", {"a": 2}, version=name)
+            registry.register_version(name, {"a": 1})
+        assert registry.list_signatures() == [], ascii(name)
+    registry.register_version("qa", {"a": 1}, version="v1")
+    for name in HOSTILE:
+        if name is not None:
+            with pytest.raises(InvalidName):
+                registry.register_version("qa", {"a": 2}, version=name)
         with pytest.raises(InvalidName):
             registry.set_alias("qa", name, "v1")
-    with pytest.raises(InvalidName):
-        registry.deploy_version("qa", "v1", environment=name)
-    with pytest.raises(InvalidName):
-        registry.get_deployed_version(name)
-    assert [one.version for one in registry.list_versions("qa")] == ["v1"]
+        with pytest.raises(InvalidName):
+            registry.deploy_version("qa", "v1", environment=name)
+        with pytest.raises(InvalidName):
+            registry.get_deployed_version(name)
+    assert [(one.version, one.aliases) for one in registry.list_versions("qa")] == [("v1", ())]
     assert registry.deployment_log("qa") == ()
 
 
@@ -195,27 +203,38 @@ def _cycle() -> dict[str, Any]:
     return loop
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        datetime(2024, 1, 1, tzinfo=UTC), Colour.RED, Level.HIGH, math.nan, math.inf, "\ud800", {"\ud800": 1}, {1: 2},
-        (1, 2), {1, 2}, b"x", 2**63, object(), np.float32(0.5), np.int64(1), _cycle(),
-    ],
-    ids=lambda value: type(value).__name__,
-)  # fmt: skip
-def test_09_what_would_not_come_back_is_refused(
-    registry: SignatureRegistry, seen: Callable[..., Any], value: Any
-) -> None:
+UNSTORABLE: tuple[Any, ...] = (
+    datetime(2024, 1, 1, tzinfo=UTC),
+    Colour.RED,
+    Level.HIGH,
+    math.nan,
+    math.inf,
+    "\ud800",
+    {"\ud800": 1},
+    {1: 2},
+    (1, 2),
+    {1, 2},
+    b"x",
+    2**63,
+    object(),
+    np.float32(0.5),
+    np.int64(1),
+    _cycle(),
+)
+
+
+def test_09_what_would_not_come_back_is_refused(registry: SignatureRegistry, seen: Callable[..., Any]) -> None:
     """With the place in the message, and before anything is written; in metadata and in configurations."""
     registry.register_version("qa", {"a": 1})
     before = seen(registry)
-    with pytest.raises(NotSerialisable, match=r"metadata\.deep\[0\]"):
-        registry.register_version("qa", {"a": 2}, metadata={"deep": [value]})
-    with pytest.raises(NotSerialisable, match=r"configuration\.deep\[0\]"):
-        registry.register_version("qa", {"deep": [value]})
-    assert seen(registry) == before
+    for value in UNSTORABLE:
+        with pytest.raises(NotSerialisable, match=r"metadata\.deep\[0\]"):
+            registry.register_version("qa", {"a": 2}, metadata={"deep": [value]})
+        with pytest.raises(NotSerialisable, match=r"configuration\.deep\[0\]"):
+            registry.register_version("qa", {"deep": [value]})
     with pytest.raises(NotSerialisable, match="configuration"):
-        registry.register_version("new", [value])  # type: ignore[arg-type]
+        registry.register_version("new", [1])  # type: ignore[arg-type]
+    assert seen(registry) == before
     assert registry.list_signatures() == ["qa"]
 
 
@@ -531,6 +550,6 @@ def test_credentials_never_reach_the_store(
     registry.rollback("qa", reason=f"because {canary}")
     registry.export_registry(tmp_path / "export.yml")
     kept = (tmp_path / "export.yml").read_text(encoding="utf-8")
-    kept += "".join(path.read_text(encoding="utf-8", errors="replace") for path in tmp_path.rglob("*") if path.is_file())
+    kept += "".join(path.read_text("utf-8", "replace") for path in tmp_path.rglob("*") if path.is_file())
     assert "CaNaRy" not in kept
     assert registry.get_version("qa", "v1").metadata["approved_by"] == "alice@example.com"
