@@ -1,4 +1,7 @@
-"""Automatic registration, deployment by strategy, monitoring, status and clean-up on top of a registry."""
+"""Automatic registration, deployment by strategy, monitoring, status and clean-up on top of a registry.
+
+Long, because it is one public class, half of it what its methods promise; the rules are in ``gates`` and ``advice``.
+"""
 
 from __future__ import annotations
 

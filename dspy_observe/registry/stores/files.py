@@ -13,6 +13,8 @@
 One commit is one atomic replace of ``signatures/<name>.yml`` (or one appended block of a journal), under one lock for
 the whole registry; what it refers to is written before. Readers take no lock. On one host any number of processes may
 share a registry; on a network file system the lock is as good as the server's ``flock``.
+
+Long, because the protocol has some forty short methods; formats are in ``document``, ``journal`` and ``outbox``.
 """
 
 from __future__ import annotations

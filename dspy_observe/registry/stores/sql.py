@@ -2,6 +2,8 @@
 
 One writer per signature at a time: SQLite's ``BEGIN IMMEDIATE``, PostgreSQL's advisory lock. Every write is one
 transaction; a pointer is moved by ``UPDATE ... WHERE generation``, and decisions are unique in the database itself.
+
+Long, because the protocol has some forty short methods, each a statement or two; the tables are in ``schema``.
 """
 
 from __future__ import annotations
