@@ -103,9 +103,7 @@ def compiled() -> dspy.Module:
 
 @pytest.mark.e2e
 @pytest.mark.slow
-def test_a_published_program_comes_back_and_leaves_no_secret(
-    server: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_published_program_comes_back_and_leaves_no_secret(server: tuple[str, Path]) -> None:
     """Version, alias, tags and snapshot are on the server; the loaded program works; no key is in any file of it."""
     import mlflow
 
@@ -141,8 +139,11 @@ def test_a_published_program_comes_back_and_leaves_no_secret(
     assert any(path.name == "program.pkl" for path in files)
     assert [path for path in files if b"canary" in path.read_bytes()] == []
 
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
-    loaded = mlflow.dspy.load_model(client.get_model_version("capital", "1").source)
+    mlflow.set_tracking_uri(url)  # the variable would not do where an earlier test of this process has set one
+    try:
+        loaded = mlflow.dspy.load_model(client.get_model_version("capital", "1").source)
+    finally:
+        mlflow.set_tracking_uri(before)
     assert loaded.ask.predict.demos[0]["answer"] == "Vienna"
     assert loaded.ask.predict.lm.kwargs["temperature"] == 0.2
     loaded.ask.predict.lm = None
