@@ -1,4 +1,7 @@
-"""``configure()``: one call that observes every DSPy program of the process, and the :class:`Observer` it returns."""
+"""``configure()``: one call that observes every DSPy program of the process, and the :class:`Observer` it returns.
+
+The file is long because every argument of the public face is described and checked here.
+"""
 
 from __future__ import annotations
 

@@ -7,6 +7,9 @@ LM, or under ``dspy.context``, and a redactor protects readers on both sides of 
 
 The lock covers dictionary operations only. Start and end of one call never run at the same time, so an entry needs no
 lock of its own.
+
+The file is long because opening and closing share every field of an entry; it runs twelve times a program call and is
+written for speed where it looks plain.
 """
 
 from __future__ import annotations
