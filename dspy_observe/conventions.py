@@ -187,7 +187,6 @@ METRICS: Final[dict[str, MetricSpec]] = {
     )
 }
 
-OUTCOMES: Final = ("ok", "error", "rate_limited", "timeout", "cancelled")
 
 # --- OpenTelemetry ---------------------------------------------------------------------------------------------------
 # Attribute names of the GenAI conventions come from opentelemetry-semantic-conventions in callbacks/otel.py; the names
