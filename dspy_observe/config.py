@@ -20,7 +20,7 @@ from opentelemetry._logs import get_logger_provider
 from prometheus_client import CollectorRegistry
 
 from dspy_observe import safety
-from dspy_observe.callbacks.base import CallbackGroup, RecordCallback
+from dspy_observe.callbacks.base import CallbackGroup
 from dspy_observe.callbacks.cost import Cost, CostCallback
 from dspy_observe.callbacks.latency import LatencyCallback
 from dspy_observe.callbacks.logs import LogCallback, Logs
@@ -33,6 +33,7 @@ from dspy_observe.errors import ConfigurationError, UnknownCallError
 from dspy_observe.facts import calls, installation
 from dspy_observe.ledger import LEDGER, Answer
 from dspy_observe.metrics import Metrics, serve
+from dspy_observe.readers import Reader
 from dspy_observe.records import ROLES, RegistryEvent, Role, Score
 from dspy_observe.redaction import Redaction, redact
 
@@ -239,8 +240,9 @@ def configure(
             becomes versions in it, as the manager's ``IntegrationConfig`` says, and evaluations of tracked versions
             become scores. A bare ``SignatureRegistry`` gets a manager with the defaults and the environment, where
             ``DSPY_OBSERVE_REGISTRY_AUTO_REGISTER_OPTIMIZATIONS=false`` turns registering off.
-        extra: Callbacks of your own: :class:`~dspy_observe.callbacks.base.RecordCallback` subclasses join the group,
-            other DSPy callbacks are listed behind it.
+        extra: Callbacks of your own: :class:`~dspy_observe.callbacks.base.RecordCallback` subclasses and other readers,
+            such as a :class:`~dspy_observe.rollback.monitor.Monitor`, join the group, other DSPy callbacks are listed
+            behind it.
 
     Returns:
         The observer, to track programs, score answers, flush and close.
@@ -292,6 +294,8 @@ def _check(arguments: tuple[Any, ...]) -> None:
             "registry", f"{type(registry).__name__} has no subscribe()", "Pass a registry, or leave it out"
         )
     for callback in extra:
+        if isinstance(callback, Reader):
+            continue
         if isinstance(callback, type) or not callable(getattr(callback, "on_module_start", None)):
             what = f"the class {callback.__name__}" if isinstance(callback, type) else type(callback).__name__
             raise ConfigurationError(
@@ -319,7 +323,7 @@ def _build(
     extra: tuple[Any, ...],
 ) -> Observer:
     stops: list[Callable[[], None]] = []
-    members: list[RecordCallback | CallbackGroup] = []
+    members: list[Reader | CallbackGroup] = []
     endpoint = None
     otel: OTelCallback | None = None
     try:
@@ -344,8 +348,8 @@ def _build(
                     stops.append(otel.shield(redactors.redactor))
         if logs is not False:
             members.append(LogCallback(logs))
-        members.extend(callback for callback in extra if isinstance(callback, RecordCallback | CallbackGroup))
-        others = [callback for callback in extra if not isinstance(callback, RecordCallback | CallbackGroup)]
+        members.extend(callback for callback in extra if isinstance(callback, Reader | CallbackGroup))
+        others = [callback for callback in extra if not isinstance(callback, Reader | CallbackGroup)]
         group = CallbackGroup(*members)
         if metrics is not False and metrics is not None:
             endpoint = serve(metrics)

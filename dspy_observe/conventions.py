@@ -22,6 +22,9 @@ TTFT_BUCKETS_S: Final = (0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 1
 SCORE_BUCKETS: Final = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Scores lie in [0, 1]; most are exactly 0 or 1, which have a bucket each."""
 
+ROLLBACK_BUCKETS_S: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0)
+"""Seconds from an alert's beginning to the moved pointer: a second with tight intervals, minutes with usual ones."""
+
 TOKEN_BUCKETS: Final = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304, 16777216, 67108864)
 """Tokens a call. https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-metrics/ (gen_ai.client.token.usage)"""
 
@@ -57,7 +60,7 @@ class MetricSpec:
     type: MetricType
     help: str
     labels: tuple[str, ...] = ()
-    buckets: Literal["latency", "ttft", "score"] | None = None
+    buckets: Literal["latency", "ttft", "score", "rollback"] | None = None
     """Which bucket set a histogram uses."""
     multiprocess: Literal["livesum", "mostrecent", "livemax"] = "livesum"
     """How a gauge is merged across worker processes."""
@@ -170,6 +173,88 @@ METRICS: Final[dict[str, MetricSpec]] = {
             "Rollbacks by what asked for them (alert, monitor, manual) and how they ended.",
             ("program", "environment", "trigger", "outcome"),
         ),
+        MetricSpec(
+            "dspy_rollback_duration_seconds",
+            "histogram",
+            "Time from the beginning of an alert to the moved pointer.",
+            ("program", "environment"),
+            "rollback",
+        ),
+        MetricSpec(
+            "dspy_decisions_total",
+            "counter",
+            "Decisions about rolling back, by what asked for them and how they ended.",
+            ("program", "environment", "trigger", "outcome"),
+        ),
+        MetricSpec(
+            "dspy_rollback_frozen",
+            "gauge",
+            "1 while nothing may be rolled back by itself.",
+            ("program", "environment"),
+            multiprocess="mostrecent",
+        ),
+        MetricSpec(
+            "dspy_rollback_budget_remaining",
+            "gauge",
+            "Rollbacks that may still happen by themselves within this hour.",
+            ("program", "environment"),
+            multiprocess="mostrecent",
+        ),
+        MetricSpec("dspy_alert_requests_total", "counter", "Requests to the alert receiver by HTTP status.", ("code",)),
+        MetricSpec(
+            "dspy_watchdog_timestamp_seconds",
+            "gauge",
+            "Unix time of the last watchdog alert that came through the whole alert path.",
+            multiprocess="mostrecent",
+        ),
+        MetricSpec(
+            "dspy_quality_verdict_info",
+            "gauge",
+            "1 for the monitor's verdict on a version: ok, suspect, regressed, insufficient_data, global_cause.",
+            (*_PROGRAM, "verdict"),
+            multiprocess="mostrecent",
+        ),
+        MetricSpec(
+            "dspy_invalid_scores_total",
+            "counter",
+            "Scores that were refused: no number, or out of bounds.",
+            ("program",),
+        ),
+        MetricSpec(
+            "dspy_serving_version_info",
+            "gauge",
+            "1 for each version that a serving process answers with.",
+            ("program", "environment", "version", "role"),
+            multiprocess="livemax",
+        ),
+        MetricSpec(
+            "dspy_traffic_share",
+            "gauge",
+            "Part of the traffic that a version is meant to get, from 0 to 1.",
+            ("program", "environment", "version", "role"),
+            multiprocess="mostrecent",
+        ),
+        MetricSpec(
+            "dspy_registry_stale_seconds",
+            "gauge",
+            "Time since a serving process last read the registry.",
+            ("program", "environment"),
+            multiprocess="livemax",
+        ),
+        MetricSpec(
+            "dspy_shadow_dropped_total",
+            "counter",
+            "Shadow calls that were left out because too many waited, or took too long.",
+            ("program", "reason"),
+        ),
+        MetricSpec(
+            "dspy_user_tokens_max",
+            "gauge",
+            "Tokens of the heaviest user within the budget's window.",
+            ("program",),
+            multiprocess="livemax",
+        ),
+        MetricSpec("dspy_user_budget_exceeded_total", "counter", "Users that went over their budget.", ("program",)),
         MetricSpec(
             "dspy_cache_dir_bytes",
             "gauge",

@@ -34,6 +34,7 @@ from dspy_observe.conventions import (
     MAX_LABEL_VALUES,
     METRICS,
     OVERFLOW_LABEL,
+    ROLLBACK_BUCKETS_S,
     SCORE_BUCKETS,
     TTFT_BUCKETS_S,
     UNKNOWN_LABEL,
@@ -199,7 +200,10 @@ class Instruments:
         self._max = options.max_label_values
         self._seen: dict[str, set[str]] = {}
         self._lock = threading.Lock()
-        self._buckets = {"latency": options.latency_buckets_s, "ttft": TTFT_BUCKETS_S, "score": SCORE_BUCKETS}
+        self._buckets = {
+            "latency": options.latency_buckets_s, "ttft": TTFT_BUCKETS_S, "score": SCORE_BUCKETS,
+            "rollback": ROLLBACK_BUCKETS_S,
+        }  # fmt: skip
         self.multiprocess = multiprocess()
         self._families = {name: self._make(spec, registry) for name, spec in METRICS.items()}
         self._watch_ourselves()

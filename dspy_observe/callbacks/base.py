@@ -121,22 +121,23 @@ class CallbackGroup(_DSPyHandlers):
     """Several readers behind one callback in DSPy's list: the ledger is opened and closed once for all.
 
     Args:
-        *callbacks: The readers, in the order in which they are told; groups are taken apart.
+        *callbacks: The readers, in the order in which they are told; groups are taken apart. A reader that is no DSPy
+            callback itself, such as a monitor, reads through the group.
 
     Raises:
-        ConfigurationError: An argument is not a :class:`RecordCallback` or a group.
+        ConfigurationError: An argument is not a reader or a group.
     """
 
-    def __init__(self, *callbacks: RecordCallback | CallbackGroup) -> None:
+    def __init__(self, *callbacks: Reader | CallbackGroup) -> None:
         readers: list[Reader] = []
         for callback in callbacks:
-            if not isinstance(callback, RecordCallback | CallbackGroup):
+            if not isinstance(callback, Reader | CallbackGroup):
                 raise ConfigurationError(
                     "CallbackGroup",
                     f"{type(callback).__name__} is not a RecordCallback",
                     "List other callbacks beside the group in dspy.configure(callbacks=[...])",
                 )
-            for reader in callback.readers:
+            for reader in callback.readers if isinstance(callback, _DSPyHandlers) else (callback,):
                 if all(reader.identity != present.identity for present in readers):
                     readers.append(reader)
         self._readers = tuple(readers)

@@ -1,0 +1,1 @@
+"""Programs in production: following the deployed version, splitting traffic, falling back to another model."""
