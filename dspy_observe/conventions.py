@@ -90,7 +90,7 @@ METRICS: Final[dict[str, MetricSpec]] = {
         MetricSpec(
             "dspy_fallbacks_total",
             "counter",
-            "LM calls answered by another model than the one asked first.",
+            "LM calls made because the model asked before failed.",
             ("from_model", "to_model", "reason"),
         ),
         MetricSpec(
@@ -295,6 +295,8 @@ ATTR_COST_USD: Final = "dspy.cost_usd"
 ATTR_COST_SAVED_USD: Final = "dspy.cost_saved_usd"
 ATTR_BILLED_BUT_FAILED: Final = "dspy.billed_but_failed"
 ATTR_OUTCOME: Final = "dspy.outcome"
+ATTR_FALLBACK_FROM: Final = "dspy.fallback_from"
+ATTR_FALLBACK_REASON: Final = "dspy.fallback_reason"
 ATTR_SCORE: Final = "dspy.score"
 ATTR_DATASET: Final = "dspy.dataset"
 ATTR_INPUTS: Final = "input.value"

@@ -27,7 +27,7 @@ from typing import Any, ClassVar, Final, NamedTuple
 
 from dspy_observe import safety
 from dspy_observe.conventions import MAX_ENDED_CALLS, MAX_OPEN_CALLS
-from dspy_observe.facts import billing, calls, content
+from dspy_observe.facts import attempts, billing, calls, content
 from dspy_observe.facts.identity import WeakIdentityMap
 from dspy_observe.facts.lm import LMCapture
 from dspy_observe.facts.recent import Recent
@@ -67,7 +67,7 @@ class _Entry:
     """One open call. ``start`` is made when somebody needs it: of most adapter calls nobody does."""
 
     __slots__ = ("admitted", "begun", "capture", "findings", "inputs", "instance", "kind", "parent", "plan", "raw",
-                 "record", "shadow", "start", "started_at", "started_mono", "trace")  # fmt: skip
+                 "record", "shadow", "start", "started_at", "started_mono", "switch", "trace")  # fmt: skip
 
     def __init__(self, kind: CallKind, instance: Any, raw: dict[str, Any], plan: Plan, started_at: float) -> None:
         self.kind = kind
@@ -84,6 +84,7 @@ class _Entry:
         self.capture: LMCapture | None = None
         self.record: CallRecord | None = None
         self.trace: tuple[str, str] | None = None
+        self.switch: attempts.Switch | None = None
         self.inputs: Any = None
         self.findings: tuple[Finding, ...] = ()
 
@@ -245,6 +246,7 @@ class Ledger:
         if kind == "lm":
             entry.capture = LMCapture(call_id, self.clock.monotonic, meter_streams=entry.plan.meter_streams)
             entry.capture.install()
+            entry.switch = attempts.switch_of_this_call()
         self._open[call_id] = entry
         if len(self._open) > self._max_open:
             self._drop_oldest()
@@ -341,6 +343,8 @@ class Ledger:
             message,
             entry.findings,
             bill.cut_off if bill is not None else None,
+            entry.switch.from_model if entry.switch is not None else None,
+            entry.switch.reason if entry.switch is not None else None,
         )  # fmt: skip
         if entry.plan.prices and bill is not None and not record.cache_hit:
             with _GUARD_PRICE:

@@ -174,6 +174,11 @@ class CallRecord:
     cut_off: bool | None = None
     """Whether the connection broke while the provider answered, so that it may have billed what it could not tell;
     ``None`` unless an LM call failed."""
+    fallback_from: str | None = None
+    """The model whose failure led to this call, where a ``FallbackLM`` asked; LM calls only. Each model that it asks
+    has a record of its own, with its own tokens and cost."""
+    fallback_reason: str | None = None
+    """What was wrong with that model: ``rate_limit``, ``timeout``, ``deadline``, ``server``, ``circuit_open``, ..."""
 
 
 def _quick(cls: type[Any]) -> Callable[..., Any]:

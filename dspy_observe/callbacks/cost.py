@@ -6,7 +6,7 @@ What you get
 Metrics
     ``dspy_requests_total``, ``dspy_tokens_total``, ``dspy_cost_usd_total``, ``dspy_cost_saved_usd_total``,
     ``dspy_cache_requests_total``, ``dspy_unmetered_requests_total``, ``dspy_unpriced_requests_total``,
-    ``dspy_retries_total``, ``dspy_cache_dir_bytes``.
+    ``dspy_retries_total``, ``dspy_fallbacks_total``, ``dspy_cache_dir_bytes``.
 Options
     :class:`Cost` (a price function; usage of LiteLLM streams) and :class:`~dspy_observe.metrics.Metrics`.
 Order and composition
@@ -78,6 +78,7 @@ class CostCallback(RecordCallback):
         self._unmetered = own["dspy_unmetered_requests_total"]
         self._unpriced = own["dspy_unpriced_requests_total"]
         self._retries = own["dspy_retries_total"]
+        self._fallbacks = own["dspy_fallbacks_total"]
         self._cache_size = own["dspy_cache_dir_bytes"]
         self._measure_at: float | None = None
         if own.multiprocess:  # the shared files of several processes hold plain numbers, written now and then
@@ -99,6 +100,8 @@ class CostCallback(RecordCallback):
             self._cache.child(*who, "hit" if record.cache_hit else "miss").inc()
         if record.retries:
             self._retries.child(*who).inc(record.retries)
+        if record.fallback_from is not None:
+            self._fallbacks.child(record.fallback_from, record.model_requested, record.fallback_reason).inc()
         if record.cache_hit:
             if record.cost_saved_usd is not None:
                 self._saved.child(*who).inc(record.cost_saved_usd)

@@ -184,6 +184,9 @@ def _lm_fields(record: CallRecord) -> dict[str, Any]:
     }
     if record.ttft_s is not None:
         fields["ttft_s"] = round(record.ttft_s, 6)
+    if record.fallback_from is not None:
+        fields["fallback_from"] = record.fallback_from
+        fields["fallback_reason"] = record.fallback_reason
     if record.error_type is not None:
         fields["error_type"] = record.error_type
         fields["billed_but_failed"] = record.billed_but_failed

@@ -18,7 +18,7 @@ from dspy_observe.facts.lm import LMCapture
 from dspy_observe.records import Usage
 from dspy_observe.redaction import redact, redact_name
 
-__all__ = ["LMFacts", "gather", "normalise_usage"]
+__all__ = ["LMFacts", "entry_of", "gather", "normalise_usage"]
 
 _HISTORY_SCAN: Final = 1_000  # newest entries looked at by identity; ours is among the last of all running threads
 _NOTHING_BILLED: Final = Usage(0, 0, 0, 0, 0)
@@ -68,7 +68,7 @@ def gather(
     """
     entry: Any = capture.entry
     if entry is None and exception is None:
-        entry = _find_entry(outputs)
+        entry = entry_of(outputs)
     if not isinstance(entry, dict):
         entry = {}
     response = entry.get("response") if entry else _typed_response(outputs)
@@ -241,7 +241,7 @@ def _has_special_price(instance: Any, inputs: Mapping[str, Any]) -> bool:
     return tier not in _USUAL_TIERS or hosted or any(given.get(name) is not None for name in _DEARER)
 
 
-def _find_entry(outputs: Any) -> Any:
+def entry_of(outputs: Any) -> Any:
     """The newest history entry that holds these very outputs: the way of last resort, exact because of ``is``."""
     if outputs is None or dspy.settings.disable_history:
         return None

@@ -21,6 +21,7 @@ from dspy_observe.records import ROLES, CallKind, CallStart, Outcome, make_call_
 from dspy_observe.redaction import redact, redact_name
 
 __all__ = [
+    "DEADLINE",
     "Tag",
     "active_call_id",
     "active_callbacks",
@@ -62,6 +63,8 @@ _CANCELLED: Final = (
 )
 # What anyio raises when a chunk is sent to a stream that nobody reads any more; DSPy wraps it in an LM error.
 _CONSUMER_LEFT: Final = frozenset({"ClosedResourceError", "BrokenResourceError"})
+DEADLINE: Final = "dspy_observe: the deadline of this attempt has passed"
+"""Message of the cancellation that ends a call at its deadline, so that it counts as a timeout."""
 _LONGEST_CHAIN: Final = 16  # LiteLLM wraps an error up to eight times; a cyclic chain must end
 _RATE_LIMITED: Final = 429  # https://www.rfc-editor.org/rfc/rfc6585#section-4
 
@@ -293,7 +296,7 @@ def outcome_of(exception: BaseException | None) -> Outcome:
             # What failed later, while a timeout was handled, is an error in its own right.
             return "timeout" if from_lm or cause is exception else "error"
         if isinstance(cause, _CANCELLED):
-            return "cancelled"
+            return "timeout" if DEADLINE in cause.args else "cancelled"
     if from_lm and type(exception.__cause__).__name__ in _CONSUMER_LEFT:
         return "cancelled"
     return "error"

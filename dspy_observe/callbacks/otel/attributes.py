@@ -134,6 +134,8 @@ def _lm_pairs(record: CallRecord) -> tuple[tuple[str, Attribute | None], ...]:
         (names.ATTR_COST_USD, record.cost_usd),
         (names.ATTR_COST_SAVED_USD, record.cost_saved_usd),
         (names.ATTR_BILLED_BUT_FAILED, record.billed_but_failed or None),
+        (names.ATTR_FALLBACK_FROM, record.fallback_from),
+        (names.ATTR_FALLBACK_REASON, record.fallback_reason),
     )
 
 
