@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from typing import Final
 
 import dspy
 
+from dspy_observe.disk_cache import tree_bytes
 from dspy_observe.safety import guard
 
 __all__ = ["disk_cache_bytes"]
@@ -32,17 +32,6 @@ def disk_cache_bytes() -> float:
         with _GUARD:
             directory = getattr(getattr(dspy.cache, "disk_cache", None), "directory", None)
             if getattr(dspy.cache, "enable_disk_cache", False) and directory:
-                size = float(_tree_bytes(str(directory)))
+                size = float(tree_bytes(str(directory)))
         _measured = (now, size)
     return size
-
-
-def _tree_bytes(directory: str) -> int:
-    total = 0
-    for folder, _, names in os.walk(directory):
-        for name in names:
-            try:
-                total += os.lstat(os.path.join(folder, name)).st_size  # noqa: PTH118 - a cache has many files
-            except OSError:  # pruned meanwhile
-                continue
-    return total

@@ -21,6 +21,7 @@ LAYERS = (
     "conventions",
     "safety",
     "handoff",
+    "disk_cache",
     "redaction",
     "readers",
     "facts",
@@ -46,6 +47,7 @@ LAYERS = (
     "cli_registry_changes",
     "cli_registry",
     "cli_gate",
+    "cli_cache",
     "cli",
     "demo",
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -268,11 +267,9 @@ async def test_the_deadline_of_a_stream_ends_with_its_first_chunk(
 ) -> None:
     """A stream that holds back its first chunk is replaced; one that has begun may take longer than the deadline."""
     pair.first.script([Reply(text=ANSWER, hold=holds)])
-    pair.second.script([Reply(text=ANSWER, chunk_delay_s=0.06)])
-    began = time.monotonic()
+    pair.second.script([Reply(text=ANSWER, chunk_delay_s=0.06)])  # more than 0.3 s in all
     text, _ = await streamed(pair.lm(attempt_timeout_s=0.3), kind)
     assert text == "a b c d e f g h"
-    assert time.monotonic() - began > 2 * 0.3  # the second stream alone took longer than it had until its first chunk
     assert watch.lms[-1].fallback_reason == "deadline"
     holds.set()
     await asyncio.to_thread(watch.wait_for_lms, 2)
