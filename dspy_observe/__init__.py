@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from dspy_observe.records import Score as Score
     from dspy_observe.records import Usage as Usage
     from dspy_observe.redaction import Redaction as Redaction
+    from dspy_observe.serving.live import LiveProgram as LiveProgram
 
 _HOMES = {
     "CallbackGroup": "callbacks.base",
@@ -65,6 +66,7 @@ _HOMES = {
     "Score": "records",
     "Usage": "records",
     "Redaction": "redaction",
+    "LiveProgram": "serving.live",
 }
 
 __all__ = ["__version__", *_HOMES]  # noqa: PLE0604 - built from the table that serves the names

@@ -341,5 +341,7 @@ REGISTRY_EVENTS: Final = tuple(
         "reload_error",
         "quarantine",
         "decision",
+        "drift",
+        "rollout",
     )
 )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Event
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -17,6 +18,7 @@ from dspy_observe.records import RegistryEvent
 from dspy_observe.registry import deployments, versions
 from dspy_observe.registry.engine import Batch, Engine
 from dspy_observe.registry.errors import NotSerialisable
+from dspy_observe.registry.events import make_event
 from dspy_observe.registry.names import checked, checked_text
 from dspy_observe.registry.options import RegistryConfig
 from dspy_observe.registry.people import actor_or_user
@@ -80,6 +82,37 @@ class RegistryCore:
     def redeliver(self) -> int:
         """Deliver the events of processes that died; returns how many. Subscribing does it, too."""
         return self._engine.redeliver()
+
+    def tell(
+        self, event: str, name: str, *, environment: str | None = None, version: str | None = None, **data: Any
+    ) -> None:
+        """Tell subscribers what happened outside the store, such as a version that could not be loaded.
+
+        Args:
+            event: The short name, such as ``reload_error``.
+            name: The signature.
+            environment: Where it happened; ``None`` when that means nothing.
+            version: The version that it is about.
+            **data: What else is to be known; no content, no credentials.
+        """
+        self._engine.announce(make_event(event, name, self._engine.clock(), environment, version, **data))
+
+    def changes(self, name: str, stop: Event) -> Iterator[None] | None:
+        """Hints that a signature may have changed, for a thread that waits for them; polling stays necessary.
+
+        Args:
+            name: The signature.
+            stop: Ends the waiting when it is set, within about a second.
+
+        Returns:
+            Blocks, and yields once soon after it began to watch and then at changes, some of which it may miss;
+            ``None`` where there is nothing to wait for.
+
+        Raises:
+            StoreUnavailable: The source was lost; also while iterating. Ask again later.
+        """
+        self._check(name)
+        return self._store.changes(name, stop)
 
     def close(self) -> None:
         """Give up connections. Also done at the end of a ``with`` block."""

@@ -34,6 +34,7 @@ from dspy_observe.registry.programs.states import (
 )
 
 if TYPE_CHECKING:
+    from dspy_observe.registry.programs.capturing import fingerprint as fingerprint
     from dspy_observe.registry.programs.capturing import snapshot as snapshot
     from dspy_observe.registry.programs.publishing import Publication as Publication
     from dspy_observe.registry.programs.publishing import publish_to_mlflow as publish_to_mlflow
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Publication": "publishing",
+    "fingerprint": "capturing",
     "publish_to_mlflow": "publishing",
     "restore": "restoring",
     "snapshot": "capturing",
@@ -71,6 +73,7 @@ __all__ = [
     "content_hash",
     "dataset_sha256",
     "diff",
+    "fingerprint",
     "git_state",
     "optimization_metadata",
     "publish_to_mlflow",

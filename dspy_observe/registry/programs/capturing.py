@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import dspy
@@ -25,7 +25,7 @@ from dspy_observe.registry.programs.states import Demo, FieldState, PredictorSta
 from dspy_observe.registry.programs.typetext import type_text
 from dspy_observe.registry.programs.values import encode, sha256_of
 
-__all__ = ["field_states", "instructions_sha256", "snapshot", "tool_states"]
+__all__ = ["field_states", "fingerprint", "instructions_sha256", "snapshot", "tool_states"]
 
 _WHOLE = 1 << 30  # characters: a state that is cut short would come back as another program
 
@@ -90,6 +90,24 @@ def snapshot(
     )
 
 
+def fingerprint(module: Any) -> str:
+    """What a running program says, as a hash that changes when the program is changed. It is not a content address.
+
+    Args:
+        module: The program; only read.
+
+    Raises:
+        UnserialisableProgramError: Something in the state has no exact form as JSON.
+    """
+    as_it_is = _AsItIs(None, (), ())
+    states = [
+        _state(path, one, as_it_is).content()
+        for path, one in walking.parameters(module).items()
+        if not isinstance(one, dspy.Retrieve)
+    ]
+    return sha256_of({"predictors": states, "tools": [asdict(tool) for tool in tool_states(module)]})
+
+
 class _Cleaner:
     """Encodes values and takes credentials out of them, and remembers where."""
 
@@ -149,6 +167,14 @@ class _Cleaner:
     def _args(self, args: dict[str, Any], where: str) -> dict[str, Any]:
         # One by one: an argument called "token" is a declaration, not a token.
         return {name: self.redacted(schema, f"{where}.{name}") for name, schema in args.items()}
+
+
+class _AsItIs(_Cleaner):
+    """Takes nothing out: for what stays in this process."""
+
+    def redacted(self, value: Any, where: str) -> Any:  # noqa: ARG002 - as the base class has it
+        """The value itself."""
+        return value
 
 
 def _state(path: str, one: Any, clean: _Cleaner) -> PredictorState:

@@ -6,10 +6,11 @@ that one ``write`` block does visible at once or not at all. Which version may b
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
+from threading import Event
 from typing import Any, Final, Protocol
 
 from dspy_observe.registry.records import Decision, Deployment, Mark, Pointer, Score, StoredVersion
@@ -220,6 +221,9 @@ class Store(Protocol):
 
     def forget(self, delivery_ids: Sequence[str]) -> None:
         """The events were delivered."""
+
+    def changes(self, name: str, stop: Event) -> Iterator[None] | None:
+        """Blocks and yields when a signature may have changed, until ``stop`` is set; ``None`` where nothing tells."""
 
     def close(self) -> None:
         """Give up connections; the store can be used again."""

@@ -31,7 +31,7 @@ from filelock import FileLock, Timeout
 from dspy_observe.registry import names, yamltext
 from dspy_observe.registry.errors import Conflict, CorruptRegistry, InvalidName, StoreUnavailable
 from dspy_observe.registry.records import Decision, Deployment, Mark, Pointer, Score, StoredVersion
-from dspy_observe.registry.stores import disk
+from dspy_observe.registry.stores import disk, watching
 from dspy_observe.registry.stores.base import FORMAT, LOCK_TIMEOUT_S, Head, Notice, backup_age
 from dspy_observe.registry.stores.document import Document, read_document
 from dspy_observe.registry.stores.journal import Journal
@@ -158,6 +158,11 @@ class FileStore:
     def forget(self, delivery_ids: Sequence[str]) -> None:
         """See :class:`~dspy_observe.registry.stores.base.Store`."""
         self._outbox.forget(delivery_ids)
+
+    def changes(self, name: str, stop: threading.Event) -> Iterator[None] | None:
+        """See :class:`~dspy_observe.registry.stores.base.Store`."""
+        file = self._file(name)
+        return watching.changes_of(file.parent, frozenset({file.name}), stop)
 
     def close(self) -> None:
         """Nothing is held open."""

@@ -16,6 +16,7 @@ import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import (
@@ -56,7 +57,7 @@ from dspy_observe.registry.records import (
     Score,
     StoredVersion,
 )
-from dspy_observe.registry.stores import schema
+from dspy_observe.registry.stores import schema, watching
 from dspy_observe.registry.stores.base import LOCK_TIMEOUT_S, Head, Notice, backup_age
 from dspy_observe.registry.stores.owner import orphaned
 from dspy_observe.registry.values import canonical
@@ -70,6 +71,17 @@ _CONNECT_TIMEOUT_S: Final = 5
 _KINDS: Final = ("sqlite", "postgresql+psycopg")
 _MAX_POOL: Final = 16
 _POLL_S: Final = 0.01
+_CHANNEL: Final = "dspy_observe"
+"""Where PostgreSQL notifies of moved pointers, with the signature's name; heard in all schemas of the database."""
+_LISTEN_S: Final = 0.5
+"""How long a listener waits before it looks whether it is to stop."""
+_WATCHED_MARKS: Final = frozenset({"rollout"})
+"""Marks that serving processes follow as they do pointers."""
+_KEPT_ALIVE: Final = {
+    "keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 30_000,
+}  # fmt: skip
+"""A server that vanished without a word is noticed within half a minute, not after TCP's quarter of an hour.
+https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS"""
 
 
 class SqlStore:
@@ -186,6 +198,32 @@ class SqlStore:
         with self._connected(lock=None if not self._file else "") as connection:
             connection.execute(delete(schema.notices).where(schema.notices.c.delivery_id.in_(delivery_ids)))
 
+    def changes(self, name: str, stop: threading.Event) -> Iterator[None] | None:
+        """See :class:`~dspy_observe.registry.stores.base.Store`: SQLite's files are watched, PostgreSQL notifies."""
+        if not self._file:
+            return self._notified(name, stop)
+        database = Path(str(self._url.database)).absolute()
+        return watching.changes_of(database.parent, frozenset({database.name, f"{database.name}-wal"}), stop)
+
+    def _notified(self, name: str, stop: threading.Event) -> Iterator[None]:
+        """What writers of the signature notify, on a connection of its own."""
+        with self._translated():
+            self._prepare()
+            held = self._engine.connect()
+            held.detach()
+        connection: Any = held.connection.driver_connection
+        try:
+            connection.autocommit = True
+            connection.execute(f"LISTEN {_CHANNEL}")
+            yield
+            while not stop.is_set():
+                if any(one.payload == name for one in connection.notifies(timeout=_LISTEN_S, stop_after=1)):
+                    yield
+        except connection.Error as error:
+            raise StoreUnavailable(f"{self.location}: no notifications any more: {error}") from error
+        finally:
+            held.close()
+
     def close(self) -> None:
         """Give up the connections."""
         self._engine.dispose()
@@ -252,7 +290,7 @@ class SqlStore:
 
 def _engine(url: URL) -> Engine:
     if url.drivername != "sqlite":
-        arguments = {"connect_timeout": _CONNECT_TIMEOUT_S}
+        arguments = {"connect_timeout": _CONNECT_TIMEOUT_S, **_KEPT_ALIVE}
         return create_engine(url, pool_pre_ping=True, max_overflow=_MAX_POOL, connect_args=arguments)
     engine = create_engine(url, max_overflow=_MAX_POOL, connect_args={"timeout": LOCK_TIMEOUT_S})
 
@@ -475,6 +513,7 @@ class SqlTransaction(SqlView):
                 expected=pointer.generation - 1, current=generation,
             )  # fmt: skip
         self.add_deployments([deployment])
+        self._notify()
 
     def place_pointer(self, pointer: Pointer) -> None:
         """A row."""
@@ -525,6 +564,8 @@ class SqlTransaction(SqlView):
         """A row, or its new content."""
         table, body = schema.aliases_and_marks, canonical(mark.to_dict())
         mine = (table.c.name == self._name, table.c.kind == mark.kind, table.c.key == mark.key)
+        if mark.kind in _WATCHED_MARKS:
+            self._notify()
         if self._connection.execute(update(table).where(*mine).values(body=body)).rowcount:
             return
         ordinal = self._next(table)
@@ -557,6 +598,13 @@ class SqlTransaction(SqlView):
         if keep:
             old = sorted({*labels, label}, key=backup_age)[:-keep]
             self._connection.execute(delete(table).where(table.c.name == self._name, table.c.label.in_(old)))
+
+    def _notify(self) -> None:
+        """Let listeners know when, and only if, this transaction commits: a hint, lost where nobody listens."""
+        if self._connection.dialect.name == "postgresql":
+            self._connection.execute(
+                text("SELECT pg_notify(:channel, :name)"), {"channel": _CHANNEL, "name": self._name}
+            )
 
     def _next(self, table: Table) -> int:
         """The next row's number in this signature, which is locked."""
