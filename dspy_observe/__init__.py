@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from dspy_observe.records import Score as Score
     from dspy_observe.records import Usage as Usage
     from dspy_observe.redaction import Redaction as Redaction
+    from dspy_observe.serving.errors import NotDeployedError as NotDeployedError
     from dspy_observe.serving.live import LiveProgram as LiveProgram
 
 _HOMES = {
@@ -67,6 +68,7 @@ _HOMES = {
     "Usage": "records",
     "Redaction": "redaction",
     "LiveProgram": "serving.live",
+    "NotDeployedError": "serving.errors",
 }
 
 __all__ = ["__version__", *_HOMES]  # noqa: PLE0604 - built from the table that serves the names

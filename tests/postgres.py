@@ -7,7 +7,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -18,6 +17,8 @@ from uuid import uuid4
 import psycopg
 import psycopg.sql
 import pytest
+
+from tests.servers import free_port
 
 __all__ = ["Postgres", "installed_postgres"]
 
@@ -54,13 +55,6 @@ def _user() -> str | None:
         except KeyError:
             continue
     raise AssertionError("no unprivileged user")
-
-
-def free_port() -> int:
-    """A TCP port that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 class Postgres:

@@ -149,7 +149,7 @@ class Follower:
             life.wake.wait(max(0.0, pause - _GAP_S))
 
     def _listen(self, life: _Life) -> None:
-        pause = _REOPEN_S
+        pause, quiet = _REOPEN_S, False
         assert self._changes is not None
         while not life.stop.is_set():
             try:
@@ -159,11 +159,12 @@ class Follower:
                 for _ in source:
                     if not life.hinted:
                         _logger.debug("dspy_observe: %s is watched", self._what)
-                    life.hinted, pause = True, _REOPEN_S
+                    life.hinted, pause, quiet = True, _REOPEN_S, False
                     life.wake.set()
             except Exception as error:  # noqa: BLE001 - hints may fail in any way; polling goes on
-                if life.hinted:
-                    _logger.info("dspy_observe: no hints of changes of %s for now (%s); polling", self._what, error)
+                if not quiet:
+                    _logger.info("dspy_observe: no hints of changes of %s for now (%r); polling", self._what, error)
+                quiet = True
             life.hinted = False
             life.stop.wait(pause)
             pause = min(pause * 2, max(self.refresh_s, _REOPEN_S))

@@ -211,7 +211,7 @@ class SqlStore:
             self._prepare()
             held = self._engine.connect()
             held.detach()
-        connection: Any = held.connection.driver_connection
+        connection: Any = held.connection.dbapi_connection
         try:
             connection.autocommit = True
             connection.execute(f"LISTEN {_CHANNEL}")
