@@ -316,6 +316,8 @@ EVENT_EVALUATION_RESULT: Final = "gen_ai.evaluation.result"
 LOG_LM_CALL: Final = "dspy.lm_call"
 LOG_ROOT_CALL: Final = "dspy.call"
 LOG_SCORE: Final = "dspy.score"
+LOG_TOP_USERS: Final = "dspy.top_users"
+LOG_USER_OVER_BUDGET: Final = "dspy.user_over_budget"
 
 # --- registry events -------------------------------------------------------------------------------------------------
 

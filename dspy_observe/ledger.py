@@ -345,6 +345,7 @@ class Ledger:
             bill.cut_off if bill is not None else None,
             entry.switch.from_model if entry.switch is not None else None,
             entry.switch.reason if entry.switch is not None else None,
+            start.user,
         )  # fmt: skip
         if entry.plan.prices and bill is not None and not record.cache_hit:
             with _GUARD_PRICE:
@@ -419,7 +420,7 @@ def _ended_start(
 ) -> CallStart:
     """As much of an ended call as its late children ask for."""
     return make_call_start(
-        call_id, None, root_id, kind, name, program, version, role, False, None, None, None, None, 0.0, None
+        call_id, None, root_id, kind, name, program, version, role, False, None, None, None, None, 0.0, None, None
     )
 
 

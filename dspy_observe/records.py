@@ -110,6 +110,9 @@ class CallStart:
     """Unix time in seconds."""
     inputs: Any = None
     """A redacted copy of the inputs; ``None`` unless content is captured."""
+    user: str | None = None
+    """Pseudonym of the user for whom the call is made; ``None`` unless the application names one, see
+    :class:`~dspy_observe.serving.budgets.UserBudgets`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +182,7 @@ class CallRecord:
     has a record of its own, with its own tokens and cost."""
     fallback_reason: str | None = None
     """What was wrong with that model: ``rate_limit``, ``timeout``, ``deadline``, ``server``, ``circuit_open``, ..."""
+    user: str | None = None
 
 
 def _quick(cls: type[Any]) -> Callable[..., Any]:

@@ -154,6 +154,8 @@ def _root_fields(record: CallRecord) -> dict[str, Any]:
         "trace_id": record.trace_id,
         "span_id": record.span_id,
     }
+    if record.user is not None:
+        fields["user"] = record.user
     if record.error_type is not None:
         fields["error_type"] = record.error_type
     if record.score is not None:
@@ -184,6 +186,8 @@ def _lm_fields(record: CallRecord) -> dict[str, Any]:
     }
     if record.ttft_s is not None:
         fields["ttft_s"] = round(record.ttft_s, 6)
+    if record.user is not None:
+        fields["user"] = record.user
     if record.fallback_from is not None:
         fields["fallback_from"] = record.fallback_from
         fields["fallback_reason"] = record.fallback_reason

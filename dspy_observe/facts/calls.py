@@ -17,6 +17,7 @@ from dspy.utils.exceptions import LMError, LMRateLimitError, LMTimeoutError
 from dspy_observe.errors import ConfigurationError
 from dspy_observe.facts.identity import WeakIdentityMap
 from dspy_observe.facts.lm import HistoryTap
+from dspy_observe.facts.users import current_user
 from dspy_observe.records import ROLES, CallKind, CallStart, Outcome, make_call_start
 from dspy_observe.redaction import redact, redact_name
 
@@ -197,6 +198,7 @@ def begin(
         streaming,
         started_at,
         None,
+        current_user(),
     )
 
 

@@ -30,7 +30,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import asdict
 from importlib import import_module
 from typing import Any, Final
@@ -48,6 +47,7 @@ from dspy_observe.errors import ConfigurationError
 from dspy_observe.redaction import redact
 from dspy_observe.serving.breaker import Breaker, Circuit
 from dspy_observe.serving.deadlines import AttemptTimeoutError, run_async, run_sync
+from dspy_observe.serving.standin import StandInLM
 from dspy_observe.serving.turns import Run, refuse_one_models_own
 
 __all__ = ["TRANSIENT", "AttemptTimeoutError", "FallbackLM"]
@@ -62,7 +62,7 @@ TRANSIENT: Final[tuple[type[Exception], ...]] = (
 """Failures of a provider that another one may not have: rate limits, time-outs, status 5xx, broken connections."""
 
 
-class FallbackLM(dspy.BaseLM):
+class FallbackLM(StandInLM):
     """Ask a model, and when it fails in one of the ways named, the next one.
 
     Args:
@@ -165,58 +165,7 @@ class FallbackLM(dspy.BaseLM):
                 attempt.outputs = await run_async(work, self.attempt_timeout_s, attempt.outlet, lm.model)
         return run.outputs
 
-    # --- what DSPy asks an LM ----------------------------------------------------------------------------------------
-
-    @property
-    def model(self) -> str:
-        """The first model's name."""
-        return str(self.lms[0].model)
-
-    @property
-    def model_type(self) -> str:
-        """The first model's API type."""
-        return str(self.lms[0].model_type)
-
-    @property
-    def kwargs(self) -> dict[str, Any]:
-        """The first model's default request parameters, the very dictionary; each model sends its own."""
-        found: dict[str, Any] = self.lms[0].kwargs
-        return found
-
-    @property
-    def num_retries(self) -> int:
-        """The first model's retries."""
-        return int(self.lms[0].num_retries)
-
-    @property
-    def cache(self) -> bool:
-        """Whether DSPy's cache answers for the first model; setting it sets it for all."""
-        return bool(self.lms[0].cache)
-
-    @cache.setter
-    def cache(self, on: bool) -> None:
-        for lm in self.lms:
-            lm.cache = on
-
-    @property
-    def supports_function_calling(self) -> bool:
-        """Whether all models support it: any of them may have to answer."""
-        return all(lm.supports_function_calling for lm in self.lms)
-
-    @property
-    def supports_reasoning(self) -> bool:
-        """Whether all models support it."""
-        return all(lm.supports_reasoning for lm in self.lms)
-
-    @property
-    def supports_response_schema(self) -> bool:
-        """Whether all models support it."""
-        return all(lm.supports_response_schema for lm in self.lms)
-
-    @property
-    def supported_params(self) -> set[str]:
-        """The parameters that all models take."""
-        return set.intersection(*(set(lm.supported_params) for lm in self.lms))
+    # --- as an LM among others ---------------------------------------------------------------------------------------
 
     @property
     def circuits(self) -> dict[str, str]:
@@ -245,19 +194,6 @@ class FallbackLM(dspy.BaseLM):
         if "breaker" in own:
             copied.guards = copied._new_circuits()
         return copied
-
-    def close(self) -> None:
-        """Close the models' connections; see ``dspy.LM.close``."""
-        with ExitStack() as cleanup:
-            for lm in self.lms:
-                if hasattr(lm, "close"):
-                    cleanup.callback(lm.close)
-
-    async def aclose(self) -> None:
-        """Close the models' connections of this event loop; see ``dspy.LM.aclose``."""
-        for lm in self.lms:
-            if hasattr(lm, "aclose"):
-                await lm.aclose()
 
     def dump_state(self) -> dict[str, Any]:
         """What :meth:`load_state` makes the LM from: the models' own states, without API keys."""

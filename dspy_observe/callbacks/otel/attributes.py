@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any, Final
 
+from opentelemetry.semconv._incubating.attributes import enduser_attributes
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes as gen_ai
 from opentelemetry.semconv.attributes import error_attributes
 
@@ -76,6 +77,8 @@ def start_attributes(start: CallStart) -> dict[str, Attribute]:
         found[names.ATTR_ROLE] = start.role
     elif start.kind == "lm":
         found[names.ATTR_ROLE] = start.role
+    if start.user is not None and (start.is_program or start.kind == "lm"):
+        found[enduser_attributes.ENDUSER_PSEUDO_ID] = start.user
     if start.is_program and start.version is not None and start.program is not None:
         found[gen_ai.GEN_AI_PROMPT_NAME] = start.program
         found[names.ATTR_PROMPT_VERSION] = start.version
