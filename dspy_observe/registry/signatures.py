@@ -8,6 +8,7 @@ from dspy_observe.registry import transfer, versions
 from dspy_observe.registry.deciding import DecisionMethods
 from dspy_observe.registry.engine import Batch
 from dspy_observe.registry.errors import UnknownVersion
+from dspy_observe.registry.evidence import EvidenceMethods
 from dspy_observe.registry.models import ImportReport
 from dspy_observe.registry.programming import ProgramMethods
 from dspy_observe.registry.scoring import ScoreMethods
@@ -16,7 +17,7 @@ from dspy_observe.registry.stores.base import Transaction
 __all__ = ["SignatureRegistry"]
 
 
-class SignatureRegistry(ProgramMethods, ScoreMethods, DecisionMethods):
+class SignatureRegistry(ProgramMethods, ScoreMethods, DecisionMethods, EvidenceMethods):
     """Versions, scores and deployments of any number of signatures, in one store.
 
     Safe to share between threads; any number of processes may open the same store.

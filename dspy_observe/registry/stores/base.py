@@ -120,6 +120,9 @@ class View(Protocol):
     def applied(self, environment: str, fingerprint: str, starts_at: str) -> Decision | None:
         """The decision that moved the pointer for this alert."""
 
+    def evidence(self, environment: str) -> dict[str, Any] | None:
+        """What was last set for the environment; a copy."""
+
 
 class Transaction(View, Protocol):
     """A view that also writes. Reads see what the same transaction wrote."""
@@ -168,6 +171,9 @@ class Transaction(View, Protocol):
 
     def drop_mark(self, kind: str, key: str) -> None:
         """Take a mark away, if it is there."""
+
+    def set_evidence(self, environment: str, state: Mapping[str, Any]) -> None:
+        """Replace the evidence on the versions of an environment. It is committed in a block of its own."""
 
     def add_notice(self, notice: Notice) -> None:
         """Keep an event until :meth:`Store.forget`, from this commit on."""

@@ -8,6 +8,7 @@
     scores/<name>.jsonl          observations, appended
     decisions/<name>.jsonl       decisions that moved nothing, appended
     backups/<name>/<label>.yml   what was deployed before each deployment
+    evidence/<name>.json         what monitors found out, by environment; replaced with every batch of scores
     outbox/<name>/<id>.json      events that were committed and not delivered
 
 One commit is one atomic replace of ``signatures/<name>.yml`` (or one appended block of a journal), under one lock for
@@ -19,6 +20,7 @@ Long, because the protocol has some forty short methods; formats are in ``docume
 
 from __future__ import annotations
 
+import json
 import secrets
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,6 +38,7 @@ from dspy_observe.registry.stores.base import FORMAT, LOCK_TIMEOUT_S, Head, Noti
 from dspy_observe.registry.stores.document import Document, read_document
 from dspy_observe.registry.stores.journal import Journal
 from dspy_observe.registry.stores.outbox import Outbox
+from dspy_observe.registry.values import canonical
 
 __all__ = ["FileStore"]
 
@@ -234,6 +237,9 @@ class FileStore:
             for journal, records in journals:
                 if records:
                     undo.append((journal, journal.append(records, commit)))
+            if made.new_evidence:
+                whole = self.evidence_of(name) | made.new_evidence
+                disk.replace(self._evidence(name), canonical(whole).encode("ascii"))
             if made.changed:
                 document.commit = commit
                 status = disk.replace(self._file(name), document.text().encode("utf-8"))
@@ -256,6 +262,23 @@ class FileStore:
 
     def _program(self, program_hash: str) -> Path:
         return self._root / "programs" / f"{program_hash}.json"
+
+    def _evidence(self, name: str) -> Path:
+        return self._root / "evidence" / f"{name}.json"
+
+    def evidence_of(self, name: str) -> dict[str, dict[str, Any]]:
+        """What monitors found out about a signature, by environment."""
+        path = self._evidence(name)
+        with disk.translated("read the evidence"):
+            try:
+                found = json.loads(path.read_bytes())
+            except FileNotFoundError:
+                return {}
+            except ValueError as error:
+                raise CorruptRegistry(str(path), None, f"{error}; delete it to begin anew") from None
+        if not isinstance(found, dict) or not all(isinstance(one, dict) for one in found.values()):
+            raise CorruptRegistry(str(path), None, "it holds no evidence; delete it to begin anew")
+        return found
 
     def scores_of(self, name: str) -> Journal[Score]:
         """The journal of a signature's observations."""
@@ -366,6 +389,10 @@ class FileView:
             None,
         )
 
+    def evidence(self, environment: str) -> dict[str, Any] | None:
+        """From its own file, as it changes far more often than the rest."""
+        return self._store.evidence_of(self.name).get(environment)
+
     def _all_scores(self) -> list[Score]:
         if self._scores is None:
             self._scores = self._store.observed(self.name)
@@ -383,6 +410,7 @@ class FileTransaction(FileView):
         self.notices: list[Notice] = []
         self.new_scores: list[Score] = []
         self.remarks: list[Decision] = []
+        self.new_evidence: dict[str, dict[str, Any]] = {}
 
     def set_head(self, head: Head) -> None:
         """See :class:`~dspy_observe.registry.stores.base.Transaction`, here and below."""
@@ -459,6 +487,15 @@ class FileTransaction(FileView):
         """Part of the commit."""
         if self.document.marks.pop((kind, key), None) is not None:
             self.changed = True
+
+    def evidence(self, environment: str) -> dict[str, Any] | None:
+        """What this transaction set, else what stands on disk."""
+        made = self.new_evidence.get(environment)
+        return super().evidence(environment) if made is None else made
+
+    def set_evidence(self, environment: str, state: Mapping[str, Any]) -> None:
+        """Replaced at the end."""
+        self.new_evidence[environment] = dict(state)
 
     def add_notice(self, notice: Notice) -> None:
         """Written before the commit, and worth nothing without it."""

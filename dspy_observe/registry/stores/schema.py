@@ -14,8 +14,8 @@ from sqlalchemy import BigInteger, Column, Connection, Float, MetaData, String, 
 from dspy_observe.errors import ConfigurationError
 
 __all__ = [
-    "MIGRATIONS", "aliases_and_marks", "backups", "decisions", "deployments", "migrate", "notices", "pointers",
-    "programs", "scores", "settings", "signatures", "versions",
+    "MIGRATIONS", "aliases_and_marks", "backups", "decisions", "deployments", "evidence", "migrate", "notices",
+    "pointers", "programs", "scores", "settings", "signatures", "versions",
 ]  # fmt: skip
 
 _meta: Final = MetaData()
@@ -61,6 +61,10 @@ notices: Final = _table(
 )  # fmt: skip
 backups: Final = _table(
     "backups", Column("name", String, primary_key=True), Column("label", String, primary_key=True),
+    Column("body", Text),
+)  # fmt: skip
+evidence: Final = _table(
+    "evidence", Column("name", String, primary_key=True), Column("environment", String, primary_key=True),
     Column("body", Text),
 )  # fmt: skip
 settings: Final = _table("settings", Column("key", String, primary_key=True), Column("body", Text))
@@ -114,7 +118,13 @@ _FIRST: Final = (
     ),
     "CREATE TABLE dspy_observe_settings (key VARCHAR PRIMARY KEY, body TEXT NOT NULL)",
 )
-MIGRATIONS: Final[tuple[Sequence[str], ...]] = (_FIRST,)
+_EVIDENCE: Final = (
+    (
+        "CREATE TABLE dspy_observe_evidence (name VARCHAR NOT NULL, environment VARCHAR NOT NULL, body TEXT NOT NULL, "
+        "PRIMARY KEY (name, environment))"
+    ),
+)
+MIGRATIONS: Final[tuple[Sequence[str], ...]] = (_FIRST, _EVIDENCE)
 """Statements from each shape to the next; the first makes an empty database into shape 1."""
 
 _SHAPE: Final = Table(_PREFIX + "shape", MetaData(), Column("number", BigInteger, primary_key=True))

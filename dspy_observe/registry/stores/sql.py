@@ -432,6 +432,11 @@ class SqlView:
         key = _applied_key(fingerprint, starts_at)
         return self._first(Decision, self._bodies(schema.decisions, environment=environment, applied_key=key))
 
+    def evidence(self, environment: str) -> dict[str, Any] | None:
+        """A row."""
+        body = self._connection.scalar(self._bodies(schema.evidence, environment=environment))
+        return None if body is None else dict(json.loads(body))
+
     def _bodies(self, table: Table, **wanted: str) -> Select[Any]:
         query = select(table.c.body).where(table.c.name == self._name)
         for column, value in wanted.items():
@@ -579,6 +584,13 @@ class SqlTransaction(SqlView):
         self._connection.execute(
             delete(table).where(table.c.name == self._name, table.c.kind == kind, table.c.key == key)
         )
+
+    def set_evidence(self, environment: str, state: Mapping[str, Any]) -> None:
+        """A row, or its new content."""
+        table, body = schema.evidence, canonical(dict(state))
+        mine = (table.c.name == self._name, table.c.environment == environment)
+        if not self._connection.execute(update(table).where(*mine).values(body=body)).rowcount:
+            self._connection.execute(insert(table).values(name=self._name, environment=environment, body=body))
 
     def add_notice(self, notice: Notice) -> None:
         """A row."""
