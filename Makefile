@@ -16,7 +16,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 SERVER_PROGRAMS := prometheus promtool prometheus-alertmanager amtool pg_ctlcluster
 SERVER_PACKAGES := prometheus prometheus-alertmanager postgresql
 
-.PHONY: help demo test lint bench servers clean
+.PHONY: help demo test lint bench dashboards servers clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,6 +36,9 @@ lint: $(VENV)/.installed-dev  ## ruff check, ruff format --check, mypy --strict
 
 bench: $(VENV)/.installed-all $(VENV)/.installed-bench  ## cost per call as a ratio to a no-op callback, beside the peers
 	$(BIN)/python -m tests.benchmarks
+
+dashboards: $(VENV)/.installed-all  ## generate dashboards/: Grafana JSON, rules, alerts and their tests, runbook
+	$(BIN)/dspy-observe dashboards generate --out dashboards
 
 # One stamp per extra; pip runs again only when the requirements or the pins are newer than the stamp.
 $(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/python

@@ -37,6 +37,9 @@ MAX_LABEL_VALUES: Final = 100
 """Distinct values of one label before the rest is booked as ``other``: enough for every program and version of one
 process, few enough that one histogram stays under 2,000 series."""
 
+WATCHDOG_ALERT: Final = "DSPyWatchdog"
+"""The alert that always fires, so that its absence shows a broken alert path."""
+
 OVERFLOW_LABEL: Final = "other"
 UNKNOWN_LABEL: Final = "unknown"
 """Label value for what a record holds as ``None``: an unset label would vanish from ``=~".+"`` selectors."""

@@ -47,6 +47,7 @@ LAYERS = (
     "cli_registry_changes",
     "cli_registry",
     "cli_gate",
+    "cli_dashboards",
     "cli_cache",
     "cli",
     "demo",
