@@ -286,6 +286,11 @@ INFERENCE_SPAN_KEY: Final = "opentelemetry.genai.inference_span"
 """Context key under which an instrumentation leaves its inference span, so that a second one makes no duplicate:
 https://github.com/open-telemetry/semantic-conventions-genai/pull/475"""
 
+INFERENCE_DATA_KEY: Final = "opentelemetry.genai.client.inference.context"
+EMBEDDING_DATA_KEY: Final = "opentelemetry.genai.client.embedding.context"
+"""The same of OpenTelemetry's own instrumentations, which leave an object that those below add their facts to:
+https://github.com/open-telemetry/opentelemetry-python-genai/pull/765"""
+
 OPENINFERENCE_SPAN_KIND: Final = "openinference.span.kind"
 """https://github.com/Arize-ai/openinference/blob/main/spec/semantic_conventions.md"""
 

@@ -15,7 +15,8 @@ Options
     :class:`Tracing`.
 Order and composition
     Any. Two of them on one provider make one span. Where another instrumentation has already opened an inference span
-    and says so in the context, the LM call gets no second one.
+    and says so in the context, the LM call gets no second one: ours puts cost, cache hit and program on theirs. That
+    needs one provider for both, as nesting does; spans on two providers share their trace id only.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, get_args
 
-from opentelemetry import context as context_api
 from opentelemetry.metrics import Histogram, MeterProvider
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes as gen_ai
 from opentelemetry.semconv._incubating.metrics import gen_ai_metrics
@@ -48,6 +48,7 @@ from dspy_observe.callbacks.otel.attributes import (
     start_attributes,
 )
 from dspy_observe.callbacks.otel.context import Layers
+from dspy_observe.callbacks.otel.inference import Inference, open_inference
 from dspy_observe.callbacks.otel.pipeline import Pipeline
 from dspy_observe.callbacks.otel.shield import shield_spans
 from dspy_observe.environment import env_default, parse_bool
@@ -125,6 +126,7 @@ class OTelCallback(RecordCallback):
         self._pipeline = Pipeline(options.tracer_provider, options.meter_provider, service)
         self._tracer = self._pipeline.tracer_provider.get_tracer(names.INSTRUMENTATION_NAME)
         self._layers = Layers(self._pipeline.tracer_provider)
+        self._others: dict[str, Inference] = {}
         self._handoff = Handoff("otel.span_end")
         self._tokens, self._durations = _histograms(self._pipeline.meter_provider)
 
@@ -134,7 +136,7 @@ class OTelCallback(RecordCallback):
 
     def started(self, start: CallStart) -> None:
         inference = start.kind == "lm"
-        if inference and self._foreign_inference():
+        if inference and self._left_to_others(start):
             return
         base = self._layers.parent_context(start)
         span = self._tracer.start_span(
@@ -154,8 +156,13 @@ class OTelCallback(RecordCallback):
             LEDGER.link(start.call_id, context.trace_id, context.span_id)
 
     def finished(self, record: CallRecord) -> None:
-        if self._durations is not None and record.kind == "lm" and not record.cache_hit:
-            self._measure(record)
+        if record.kind == "lm":
+            other = self._others.pop(record.call_id, None)
+            if other is not None:
+                other.add({**start_attributes(record), **end_attributes(record)})
+                return
+            if self._durations is not None and not record.cache_hit:
+                self._measure(record)
         span = self._layers.leave(record.call_id)
         if span is None:
             if record.kind in self.failures_only:
@@ -168,6 +175,7 @@ class OTelCallback(RecordCallback):
         self._handoff.run(span.end, end_time)
 
     def dropped(self, start: CallStart) -> None:
+        self._others.pop(start.call_id, None)
         span = self._layers.leave(start.call_id, given_up=True)
         if span is not None:
             span.set_status(StatusCode.ERROR, "call given up by the observer")
@@ -233,11 +241,15 @@ class OTelCallback(RecordCallback):
         """Shut down the exporters that are ours, within seconds; spans that still wait are given up: flush first."""
         self._pipeline.close()
 
-    def _foreign_inference(self) -> bool:
-        other = context_api.get_value(names.INFERENCE_SPAN_KEY)
-        if not isinstance(other, Span) or not other.is_recording():
+    def _left_to_others(self, start: CallStart) -> bool:
+        """Whether another instrumentation has made this inference's span, in the place where ours would stand."""
+        other = open_inference(start)
+        if other is None or self._layers.owns(other.token) or not self._layers.goes_our_way(other.span):
             return False
-        return not self._layers.owns(other)
+        self._others[start.call_id] = other
+        place = other.span.get_span_context()
+        LEDGER.link(start.call_id, place.trace_id, place.span_id)
+        return True
 
     def _describe(self, span: Span, record: CallRecord) -> None:
         attributes = end_attributes(record)

@@ -59,7 +59,7 @@ def span_name(start: CallStart) -> str:
     return start.name
 
 
-def start_attributes(start: CallStart) -> dict[str, Attribute]:
+def start_attributes(start: CallStart | CallRecord) -> dict[str, Attribute]:
     """What a sampler may want to see.
 
     Every attribute costs a microsecond or two: call id and role are left to the spans that people look for.
@@ -85,7 +85,7 @@ def start_attributes(start: CallStart) -> dict[str, Attribute]:
     return found
 
 
-def _operation_attributes(start: CallStart, found: dict[str, Attribute]) -> None:
+def _operation_attributes(start: CallStart | CallRecord, found: dict[str, Attribute]) -> None:
     if start.kind == "lm":
         model = model_name(start.model_requested)
         if model is not None:

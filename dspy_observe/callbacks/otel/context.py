@@ -6,6 +6,9 @@ context that was there before. The ambient context is used when its layer is the
 in between; otherwise the parent's layer is found by call id. At the end of a call the context is restored only where
 our layer is still in it, and never by token: end handlers may run in another context, and in the order of the start
 handlers.
+
+A span that another library keeps current, and that is exported elsewhere or belongs to another trace than the call,
+stays current: that library's next spans belong below its own, not below ours. The call then has a layer only.
 """
 
 from __future__ import annotations
@@ -24,7 +27,8 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
-from dspy_observe.conventions import INFERENCE_SPAN_KEY, MAX_ENDED_CALLS
+from dspy_observe.callbacks.otel.inference import announce
+from dspy_observe.conventions import MAX_ENDED_CALLS
 from dspy_observe.facts.recent import Recent
 from dspy_observe.records import CallStart
 
@@ -38,10 +42,13 @@ _SPAN_KEY: Final = next(iter(set_span_in_context(INVALID_SPAN, Context())))
 class Layer:
     """A call's span and the two contexts around it."""
 
-    __slots__ = ("call_id", "context", "given_up", "open", "owner", "previous", "span")
+    __slots__ = ("announced", "call_id", "context", "given_up", "open", "owner", "previous", "span")
 
-    def __init__(self, owner: Layers, call_id: str, span: Span, base: Context, previous: Context) -> None:
+    def __init__(
+        self, owner: Layers, call_id: str, span: Span, base: Context, previous: Context, announced: object = None
+    ) -> None:
         self.owner = owner
+        self.announced = announced
         self.call_id = call_id
         self.span = span
         self.open = True
@@ -75,7 +82,7 @@ class Layers:
         layer = self._own(ambient)
         if layer is not None and layer.call_id == start.parent_id:
             current = ambient.get(_SPAN_KEY)
-            if current is layer.span or self._goes_our_way(current):
+            if current is layer.span or self._is_of(layer.span, current):
                 return ambient
             return set_span_in_context(layer.span, ambient)
         if start.parent_id is not None:
@@ -86,7 +93,9 @@ class Layers:
             ambient = layer.previous
             layer = self._own(ambient)
         ended = self.place_of(start.parent_id)
-        return set_span_in_context(NonRecordingSpan(ended), ambient) if ended is not None else ambient
+        if ended is not None:
+            return set_span_in_context(NonRecordingSpan(ended), ambient)
+        return self._past_others(ambient)
 
     def enter(self, start: CallStart, span: Span, base: Context, *, inference: bool) -> None:
         """Make a call's span current.
@@ -97,15 +106,17 @@ class Layers:
             base: What :meth:`parent_context` returned.
             inference: Whether the span stands for a model inference, which other instrumentations then leave to us.
         """
-        if inference:
-            base = context_api.set_value(INFERENCE_SPAN_KEY, span, base)
         previous = context_api.get_current()
+        behind = self._stays_current(previous, span)
+        announced = None
+        if inference and not behind:
+            base, announced = announce(base, span, start.operation)
         newest = previous.get(_LAYER)
         if isinstance(newest, Layer) and not newest.open:
             _forget_dead_layers(newest)
-        layer = Layer(self, start.call_id, span, base, previous)
+        layer = Layer(self, start.call_id, span, base, previous, announced)
         self._open[start.call_id] = layer
-        context_api.attach(layer.context)
+        context_api.attach(Context({**previous, _LAYER: layer}) if behind else layer.context)
 
     def span_of(self, call_id: str | None) -> Span | None:
         """The span of an open call."""
@@ -156,16 +167,37 @@ class Layers:
             context_api.attach(previous)
         return layer.span
 
-    def owns(self, span: object) -> bool:
-        """Whether a span was made for one of the calls around us, by this or another callback of ours."""
+    def owns(self, told: object) -> bool:
+        """Whether a span, or what was announced of it, is of a call around us, by this or another callback of ours."""
         layer = context_api.get_current().get(_LAYER)
         while isinstance(layer, Layer):
-            if layer.span is span:
+            if layer.span is told or layer.announced is told:
                 return True
             layer = layer.previous.get(_LAYER)
         return False
 
-    def _goes_our_way(self, span: object) -> bool:
+    def _is_of(self, span: Span, current: object) -> bool:
+        """Whether the current span stands in the trace of one of ours, and is exported with it."""
+        return (
+            isinstance(current, Span)
+            and current.get_span_context().trace_id == span.get_span_context().trace_id
+            and self.goes_our_way(current)
+        )
+
+    def _stays_current(self, ambient: Context, span: Span) -> bool:
+        """Whether the current span is an open one of others that ours has no place below."""
+        current = ambient.get(_SPAN_KEY)
+        return isinstance(current, Span) and current.is_recording() and not self._is_of(span, current)
+
+    def _past_others(self, ambient: Context) -> Context:
+        """Pass over a current span that is exported elsewhere, to its parent (the request's, say), where it has one."""
+        current = ambient.get(_SPAN_KEY)
+        above = getattr(current, "parent", None)
+        if above is None or self.goes_our_way(current):
+            return ambient
+        return set_span_in_context(NonRecordingSpan(above), ambient)
+
+    def goes_our_way(self, span: object) -> bool:
         """Whether a span is exported where ours are; a parent that is not would leave a hole in our traces.
 
         OpenTelemetry says so of the SDK's own spans only, and only in private; where it does not, the answer is yes.
