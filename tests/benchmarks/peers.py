@@ -21,6 +21,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from tests.benchmarks.overhead import listed
 from tests.benchmarks.program import LONG_QUESTION, SHORT_QUESTION, Discard, prepare, report
 from tests.benchmarks.rounds import NO_OP, NO_OP_LONG, Variant, measure
+from tests.peers import openinference
 
 __all__ = ["PEERS"]
 
@@ -28,21 +29,10 @@ Install = Callable[[], AbstractContextManager[None]]
 
 
 def _openinference() -> Install:
-    from openinference.instrumentation.dspy import DSPyInstrumentor
-
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(Discard()))
-    instrumentor = DSPyInstrumentor()
-
-    @contextmanager
-    def install() -> Iterator[None]:
-        instrumentor.instrument(tracer_provider=provider)
-        try:
-            yield
-        finally:
-            instrumentor.uninstrument()
-
-    return install
+    # Not its own uninstrument(): the no-op callback of the next block would never be called again.
+    return lambda: openinference(provider)
 
 
 def _mlflow() -> Install:
