@@ -1,18 +1,24 @@
-"""Run work on somebody else's sink without letting a slow sink slow the program.
+"""Run work on somebody else's sink without letting the sink slow the program.
 
-A log handler or span processor belongs to the application and may block: a full pipe, a synchronous exporter. While it
-is quick, work runs at once in the caller's thread, so that a line is written when the call returns. As soon as it
-proves slow, work is queued for a background thread instead; the queue is bounded and what does not fit is counted.
-When the sink is quick again, work runs in the caller's thread again.
+A log handler or span processor belongs to the application and may block: a full pipe, a synchronous exporter. Its work
+is therefore done on a thread, in the order in which it came and in the context variables of its caller. The queue is
+bounded and what does not fit is counted. The thread waits a moment before it looks, so that a burst of calls is one
+switch of threads and not one for each line; work in a row is also cheaper than work in between.
+
+Where somebody may look for the outcome as soon as the call returns, as with a span processor that exports at once, the
+caller waits for its piece of work, but never longer than a millisecond once it was begun.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextvars
 import logging
-import queue
+import os
 import threading
 import time
+import weakref
+from collections import deque
 from collections.abc import Callable
 from time import perf_counter
 from typing import Any, Final
@@ -28,9 +34,23 @@ _SLOW_S: Final = 0.001
 _BLOCKED_S: Final = 0.2
 """A single piece that takes this long is blocked: a busy machine explains some tens of milliseconds, not this."""
 _IN_A_ROW: Final = 10
-"""Slow (or quick) pieces in succession before the mode changes."""
+"""Quick pieces in succession before callers wait for a sink again."""
 _MAX_WAITING: Final = 2_000
-"""Pieces of work that may wait: some megabytes of log fields."""
+"""Pieces of work that may wait: some megabytes of records."""
+_PAUSE_S: Final = 0.0005
+"""What a caller gives way when half of that waits although the sink works: all threads together are too quick for it,
+mostly because they keep Python from running its thread."""
+_LINGER_S: Final = 0.01
+"""How long the thread lets work gather."""
+_STARVED_S: Final = 1.0
+"""How long a caller waits at most for its work to be begun, where the machine does not run the thread."""
+_STEP_S: Final = 0.00025
+_REST_S: Final = 5.0
+"""A thread that has had no work for this long ends; the next piece of work starts another."""
+_EXIT_S: Final = 2.0
+"""How long the end of the process waits for all sinks."""
+
+_Piece = tuple[contextvars.Context | None, Callable[..., Any], tuple[Any, ...]]
 
 
 class Handoff:
@@ -38,90 +58,163 @@ class Handoff:
 
     Args:
         site: The site under which failures and drops are counted, such as ``logs.emit``.
+        wait: Whether callers wait for their work as long as the sink is quick.
     """
 
-    def __init__(self, site: str) -> None:
-        self._guard = safety.guard(site)
+    def __init__(self, site: str, *, wait: bool = False) -> None:
         self._site = site
-        self._slow = False
-        self._streak = 0
-        self._waiting: queue.Queue[tuple[contextvars.Context, Callable[..., Any], tuple[Any, ...]]] = queue.Queue(
-            _MAX_WAITING
-        )
-        self._thread: threading.Thread | None = None
+        self._wait = wait
         self._lock = threading.Lock()
+        self._as_new()
+        _all.add(self)
+
+    def _as_new(self) -> None:
+        self._waiting: deque[_Piece] = deque()
+        self._bell = threading.Event()
+        self._hurry = threading.Event()
+        self._idle = True
+        self._began: float | None = None
+        """When the thread began the piece it works on; ``None`` between two."""
+        self._slow = False
+        self._told = False
+        self._thread: threading.Thread | None = None
 
     def run(self, work: Callable[..., Any], *args: Any) -> None:
-        """Do ``work(*args)`` now or soon, in the caller's context variables. Never raises, never blocks for long."""
-        if self._slow:
-            self._enqueue(work, args)
+        """Do ``work(*args)`` soon, in the caller's context variables. Never raises, never blocks for long."""
+        waiting = self._waiting
+        if len(waiting) >= _MAX_WAITING:
+            safety.swallowed(f"{self._site}.dropped", _QueueFullError())
             return
-        began = perf_counter()
-        try:  # a guard in full: this runs for every span
-            work(*args)
-        except Exception as error:
-            safety.swallowed(self._site, error)
-            if safety.strict():
-                raise
-        took = perf_counter() - began
-        if took < _SLOW_S:
-            self._streak = 0
+        context = contextvars.copy_context()
+        if self._wait and not self._slow:
+            done = threading.Event()
+            waiting.append((context, _then(work, done), args))
+            self._hurry.set()
+            self._wake()
+            self._wait_for(done)
             return
-        self._streak += 1
-        if took >= _BLOCKED_S or self._streak >= _IN_A_ROW:
-            self._become_slow(took)
+        waiting.append((context, work, args))
+        if self._idle:
+            self._wake()
+        elif len(waiting) > _MAX_WAITING // 2 and not self._is_blocked():
+            time.sleep(_PAUSE_S)
 
     def flush(self, timeout_s: float) -> bool:
-        """Wait until everything queued is done.
+        """Wait until everything handed over before is done.
 
         Args:
             timeout_s: Seconds to wait at most.
 
         Returns:
-            Whether the queue is empty.
+            Whether it is.
         """
-        deadline = time.monotonic() + timeout_s
-        with self._waiting.all_tasks_done:
-            while self._waiting.unfinished_tasks:
-                remaining = deadline - time.monotonic()
-                if remaining <= 0:
-                    return False
-                self._waiting.all_tasks_done.wait(remaining)
-        return True
+        if not self._waiting and self._began is None and self._idle:
+            return True
+        done = threading.Event()
+        self._waiting.append((None, done.set, ()))
+        self._hurry.set()
+        self._wake()
+        return done.wait(timeout_s)
 
-    def _become_slow(self, took_s: float) -> None:
-        self._slow = True
-        self._streak = 0
-        # A row of slow pieces may also be many threads at once, and is nothing to worry about.
-        _logger.log(
-            logging.WARNING if took_s >= _BLOCKED_S else logging.INFO,
-            "dspy_observe: the sink of %s took %.0f ms; its work now runs on a background thread", self._site,
-            took_s * 1000,
-        )  # fmt: skip
+    def _is_blocked(self) -> bool:
+        began = self._began
+        return began is not None and perf_counter() - began > _BLOCKED_S / 2
 
-    def _enqueue(self, work: Callable[..., Any], args: tuple[Any, ...]) -> None:
-        try:
-            self._waiting.put_nowait((contextvars.copy_context(), work, args))
-        except queue.Full as full:
-            safety.swallowed(f"{self._site}.dropped", full)
-            return
-        thread = self._thread
-        if thread is None or not thread.is_alive():  # not started yet, or lost in a fork
+    def _wait_for(self, done: threading.Event) -> None:
+        """Wait while the sink is quick. Until it works on the piece, only the machine can be slow."""
+        deadline = perf_counter() + _STARVED_S
+        while not done.wait(_STEP_S):
+            now, began = perf_counter(), self._began
+            if now > deadline or (began is not None and now - began > _SLOW_S - _STEP_S):
+                self._slow = True
+                return
+
+    def _wake(self) -> None:
+        if self._thread is None:
             with self._lock:
-                if self._thread is thread:
-                    self._thread = threading.Thread(target=self._work, name=f"dspy_observe {self._site}", daemon=True)
-                    self._thread.start()
+                if self._thread is None:
+                    thread = threading.Thread(target=self._serve, name=f"dspy_observe {self._site}", daemon=True)
+                    try:
+                        thread.start()
+                    except RuntimeError as error:  # the interpreter is ending, or the system has no thread left
+                        safety.swallowed(f"{self._site}.thread", error)
+                        return
+                    self._thread = thread
+        self._bell.set()
 
-    def _work(self) -> None:
+    def _serve(self) -> None:
+        """The thread: let work gather, do it, and end after a rest."""
+        waiting, bell, hurry = self._waiting, self._bell, self._hurry
         quick = 0
         while True:
-            context, work, args = self._waiting.get()
-            began = perf_counter()
-            try:
-                with self._guard:
-                    context.run(work, *args)
-            finally:  # also where the strict switch lets the error end this thread; the next piece starts another
-                self._waiting.task_done()
-            quick = quick + 1 if perf_counter() - began < _SLOW_S else 0
-            if quick >= _IN_A_ROW and self._waiting.empty():
-                self._slow = False
+            self._idle = True
+            if not waiting and not bell.wait(_REST_S):
+                with self._lock:
+                    if not waiting:
+                        self._thread = None
+                        return
+            bell.clear()
+            self._idle = False
+            hurry.wait(_LINGER_S)
+            hurry.clear()
+            while waiting:
+                took = self._do(*waiting.popleft())
+                quick = quick + 1 if took < _SLOW_S else 0
+                if took >= _BLOCKED_S and not self._told:
+                    self._told = True
+                    _logger.warning(
+                        "dspy_observe: the sink of %s took %.0f ms; calls do not wait for it", self._site, took * 1000
+                    )
+            if quick >= _IN_A_ROW:
+                self._slow = self._told = False
+
+    def _do(self, context: contextvars.Context | None, work: Callable[..., Any], args: tuple[Any, ...]) -> float:
+        """Do one piece of work; returns the seconds it took."""
+        self._began = began = perf_counter()
+        try:
+            if context is None:
+                work(*args)
+            else:
+                context.run(work, *args)
+        except Exception as error:  # noqa: BLE001 - the sink is the application's; what it raises is counted
+            safety.swallowed(self._site, error)
+            if safety.strict():  # shown as any error of a thread is; the thread goes on
+                threading.excepthook(threading.ExceptHookArgs((type(error), error, error.__traceback__, self._thread)))
+        finally:
+            self._began = None
+        return perf_counter() - began
+
+
+class _QueueFullError(Exception):
+    """Work comes faster than the sink takes it."""
+
+
+def _then(work: Callable[..., Any], done: threading.Event) -> Callable[..., Any]:
+    def both(*args: Any) -> None:
+        try:
+            work(*args)
+        finally:
+            done.set()
+
+    return both
+
+
+_all: weakref.WeakSet[Handoff] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """What waits in the parent process is the parent's to do, and its threads are not in the child."""
+    for handoff in list(_all):
+        handoff._lock = threading.Lock()
+        handoff._as_new()
+
+
+def _at_exit() -> None:
+    deadline = time.monotonic() + _EXIT_S
+    for handoff in list(_all):
+        handoff.flush(max(0.0, deadline - time.monotonic()))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+atexit.register(_at_exit)

@@ -1,12 +1,17 @@
-"""A quick sink works in the caller's thread, a slow one in the background; a full queue is counted."""
+"""A sink's work is done in order on a thread, nobody waits for a slow sink; drops are counted."""
 
 from __future__ import annotations
 
 import contextvars
+import gc
 import logging
+import os
+import subprocess
+import sys
 import threading
 import time
 import uuid
+import weakref
 from typing import Any
 
 import pytest
@@ -41,33 +46,15 @@ class Sink:
         self.lines.append(line)
 
 
-def make_slow(target: Handoff, seconds: float = 0.25) -> None:
-    """One piece of work that blocks longer than any thread switch."""
-    target.run(time.sleep, seconds)
-
-
-def test_a_quick_sink_has_the_line_when_the_call_returns(site: str) -> None:
-    """Nothing is queued as long as the sink keeps up."""
-    sink = Sink()
-    Handoff(site).run(sink.write, "line")
-    assert sink.lines == ["line"]
-    assert sink.threads == [threading.current_thread()]
-
-
-def test_a_blocked_sink_moves_to_a_thread_and_keeps_order_and_context(
-    site: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The caller goes on while the sink is held, and the lines arrive as they were written."""
+def test_work_is_done_on_one_thread_in_order_and_in_the_callers_context(site: str) -> None:
+    """The caller goes on while the sink is held, from the first piece of work on."""
     sink, target = Sink(), Handoff(site)
-    with caplog.at_level(logging.WARNING, "dspy_observe"):
-        make_slow(target)
-    assert "background thread" in caplog.text
     sink.free.clear()
     for number in range(3):
         token = WHO.set(f"caller {number}")
         target.run(lambda number=number: sink.write((number, WHO.get())))
         WHO.reset(token)
-    assert sink.taken.wait(20), "the background thread took nothing"
+    assert sink.taken.wait(20), "the thread took nothing"
     assert sink.lines == []
     assert target.flush(0.0) is False
     sink.free.set()
@@ -77,15 +64,55 @@ def test_a_blocked_sink_moves_to_a_thread_and_keeps_order_and_context(
     assert len(set(sink.threads)) == 1
 
 
-def test_work_comes_back_to_the_callers_thread_when_the_sink_is_quick_again(site: str) -> None:
-    """A moment's trouble must not cost the order of lines for good."""
+def test_work_of_many_threads_is_done_once_each(site: str) -> None:
+    """In each caller's own order."""
     sink, target = Sink(), Handoff(site)
-    make_slow(target)
+
+    def call(who: int) -> None:
+        for number in range(100):
+            target.run(sink.write, (who, number))
+
+    callers = [threading.Thread(target=call, args=(who,)) for who in range(8)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert target.flush(20.0)
+    for who in range(8):
+        assert [number for one, number in sink.lines if one == who] == list(range(100))
+
+
+def test_a_caller_that_wants_the_outcome_has_it_when_the_call_returns(site: str) -> None:
+    """As long as the sink is quick."""
+    sink, target = Sink(), Handoff(site, wait=True)
+    for number in range(100):
+        target.run(sink.write, number)
+        assert sink.lines[-1] == number
+    assert threading.current_thread() not in sink.threads
+
+
+def test_a_caller_does_not_wait_for_a_slow_sink_until_it_is_quick_again(
+    site: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The call returns while its own piece of work is under way; one warning tells of it."""
+    sink, target = Sink(), Handoff(site, wait=True)
+    sink.free.clear()
+    with caplog.at_level(logging.WARNING, "dspy_observe"):
+        target.run(sink.write, "held")
+        assert sink.lines == []
+        target.run(sink.write, "behind")
+        time.sleep(1.2 * handoff._BLOCKED_S)
+        sink.free.set()
+        assert target.flush(20.0)
+    assert sink.lines == ["held", "behind"]
+    assert len([line for line in caplog.messages if site in line]) == 1
     deadline = time.monotonic() + 20
-    while threading.current_thread() not in sink.threads:
-        assert time.monotonic() < deadline, "the sink stayed on its thread"
+    while target._slow:
+        assert time.monotonic() < deadline, "callers never waited again"
         target.run(sink.write, "line")
         target.flush(1.0)
+    target.run(sink.write, "again")
+    assert sink.lines[-1] == "again"
 
 
 def test_a_full_queue_drops_and_counts(
@@ -94,7 +121,6 @@ def test_a_full_queue_drops_and_counts(
     """What does not fit is lost, the caller is not held up, and one warning is logged."""
     monkeypatch.setattr(handoff, "_MAX_WAITING", 5)
     sink, target = Sink(), Handoff(site)
-    make_slow(target)
     sink.free.clear()
     target.run(sink.write, 0)
     assert sink.taken.wait(20)  # the thread holds this one, so that the queue is empty
@@ -108,15 +134,13 @@ def test_a_full_queue_drops_and_counts(
     assert len([line for line in caplog.messages if ".dropped" in line]) == 1
 
 
-@pytest.mark.parametrize("slow", [False, True])
+@pytest.mark.parametrize("wait", [False, True])
 def test_a_raising_sink_is_counted_and_the_next_line_arrives(
-    site: str, monkeypatch: pytest.MonkeyPatch, slow: bool
+    site: str, monkeypatch: pytest.MonkeyPatch, wait: bool
 ) -> None:
-    """In the caller's thread and in the background."""
+    """Whether its caller waits or not."""
     monkeypatch.delenv("DSPY_OBSERVE_STRICT", raising=False)
-    sink, target = Sink(), Handoff(site)
-    if slow:
-        make_slow(target)
+    sink, target = Sink(), Handoff(site, wait=wait)
 
     def fail() -> None:
         raise OSError("disk full")
@@ -128,6 +152,76 @@ def test_a_raising_sink_is_counted_and_the_next_line_arrives(
     assert safety.counts()[site] == 1
 
 
-def test_flush_of_a_handoff_that_never_queued_returns_at_once(site: str) -> None:
+def test_the_strict_switch_shows_what_a_sink_raised(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an error of the thread; the work behind it is done all the same."""
+    monkeypatch.setenv("DSPY_OBSERVE_STRICT", "1")
+    shown: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", shown.append)
+    sink, target = Sink(), Handoff(site)
+
+    def fail() -> None:
+        raise OSError("disk full")
+
+    target.run(fail)
+    target.run(sink.write, "next")
+    assert target.flush(20.0)
+    assert [one.exc_type for one in shown] == [OSError]
+    assert sink.lines == ["next"]
+
+
+def test_flush_of_a_handoff_that_never_worked_returns_at_once(site: str) -> None:
     """There is nothing to wait for."""
     assert Handoff(site).flush(0.0) is True
+
+
+def test_an_idle_thread_ends_and_work_starts_another(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Callbacks that come and go leave no threads behind."""
+    monkeypatch.setattr(handoff, "_REST_S", 0.02)
+    sink, target = Sink(), Handoff(site)
+    for number in range(2):
+        target.run(sink.write, number)
+        assert target.flush(20.0)
+        sink.threads[-1].join(20)
+        assert not sink.threads[-1].is_alive()
+    assert len(set(sink.threads)) == 2
+    gone = weakref.ref(target)
+    del target
+    gc.collect()
+    assert gone() is None
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forked_process_does_its_own_work_and_not_its_parents() -> None:
+    """A worker that is forked while lines wait writes none of them again, and writes its own."""
+    script = """
+import os, threading
+from dspy_observe.handoff import Handoff
+free, held = threading.Event(), threading.Event()
+target = Handoff("fork")
+def write(line):
+    held.set()
+    if line == "first":
+        assert free.wait(20)
+    print(os.getpid() == parent and "parent" or "child", line, flush=True)
+parent = os.getpid()
+target.run(write, "first")
+target.run(write, "second")
+assert held.wait(20)
+child = os.fork()
+target.run(write, "own")
+free.set()
+assert target.flush(20)
+if child:
+    os.waitpid(child, 0)
+else:
+    os._exit(0)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert sorted(done.stdout.split("\n")) == ["", "child own", "parent first", "parent own", "parent second"]
+
+
+def test_the_end_of_the_process_waits_for_lines() -> None:
+    """A script's last call is logged, too."""
+    script = 'from dspy_observe.handoff import Handoff; target = Handoff("end"); target.run(print, "last words")'
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "last words\n"

@@ -6,6 +6,9 @@ What you get
 Where the lines go
     To the logger given in :class:`Logs`; else through structlog once the application has configured it; else, as JSON,
     to the standard logger ``dspy_observe.calls``, which stays silent until the application lets its level through.
+    They are written by a thread of ours some milliseconds after the call, in the caller's context variables, so that a
+    logger that blocks holds nobody up. :meth:`LogCallback.flush`, ``Observer.flush()`` and the end of the process wait
+    for them.
 Options
     :class:`Logs`.
 Order and composition
@@ -99,25 +102,29 @@ class LogCallback(RecordCallback):
         self._emit(LOG_SCORE, "ok", _score_fields, redact_score(score))
 
     def flush(self, timeout_s: float) -> bool:
-        """Wait for lines that a slow logger has not taken yet; returns whether all are written."""
+        """Wait for lines that are not written yet; returns whether all are."""
         return self._handoff.flush(timeout_s)
 
     def _emit(self, event: str, outcome: str, fields_of: Callable[[Any], dict[str, Any]], subject: Any) -> None:
-        """Write a line; its fields are worked out only where somebody takes it."""
+        """Have a line written; its fields are worked out only where somebody takes it."""
         level = self._level if outcome == "ok" else self._failure_level
         logger = self._logger
         if logger is None:
             logger = self._structlog if structlog.is_configured() else self._standard
         if not isinstance(logger, logging.Logger):
-            self._handoff.run(_call, getattr(logger, level), event, fields_of(subject))
-            return
-        number = _NUMBERS[level]
-        if logger.isEnabledFor(number):
-            self._handoff.run(logger.log, number, _json({"event": event, **fields_of(subject)}))
+            self._handoff.run(_write, logger, level, event, fields_of, subject)
+        elif logger.isEnabledFor(_NUMBERS[level]):
+            self._handoff.run(_write_json, logger, _NUMBERS[level], event, fields_of, subject)
 
 
-def _call(method: Any, event: str, fields: Mapping[str, Any]) -> None:
-    method(event, **fields)
+def _write(logger: Any, level: str, event: str, fields_of: Callable[[Any], dict[str, Any]], subject: Any) -> None:
+    getattr(logger, level)(event, **fields_of(subject))
+
+
+def _write_json(
+    logger: logging.Logger, level: int, event: str, fields_of: Callable[[Any], dict[str, Any]], subject: Any
+) -> None:
+    logger.log(level, _json({"event": event, **fields_of(subject)}))
 
 
 def _json(fields: Mapping[str, Any]) -> str:

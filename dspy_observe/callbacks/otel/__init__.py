@@ -39,18 +39,20 @@ from opentelemetry.trace import (
 )
 
 from dspy_observe import conventions as names
+from dspy_observe import safety
 from dspy_observe.callbacks.base import RecordCallback
 from dspy_observe.callbacks.otel.attributes import (
-    content_attributes,
-    end_attributes,
+    Attribute,
+    add_content_attributes,
+    add_end_attributes,
+    beginning,
     model_name,
-    span_name,
-    start_attributes,
 )
 from dspy_observe.callbacks.otel.context import Layers
 from dspy_observe.callbacks.otel.inference import Inference, open_inference
 from dspy_observe.callbacks.otel.pipeline import Pipeline
 from dspy_observe.callbacks.otel.shield import shield_spans
+from dspy_observe.callbacks.otel.spans import CallSpan, SpanMaker
 from dspy_observe.environment import env_default, parse_bool
 from dspy_observe.errors import ConfigurationError
 from dspy_observe.handoff import Handoff
@@ -61,6 +63,7 @@ from dspy_observe.redaction import Redactor, redact_event, redact_score
 __all__ = ["OTelCallback", "Tracing"]
 
 _NANOSECONDS: Final = 1_000_000_000
+_GUARD_END: Final = safety.guard("otel.span_end")
 
 
 def _content_mode(text: str) -> ContentMode:
@@ -124,10 +127,11 @@ class OTelCallback(RecordCallback):
         if not options.adapter_spans:
             self.failures_only = ADAPTER_KINDS
         self._pipeline = Pipeline(options.tracer_provider, options.meter_provider, service)
-        self._tracer = self._pipeline.tracer_provider.get_tracer(names.INSTRUMENTATION_NAME)
+        self._maker = SpanMaker(self._pipeline.tracer_provider, names.INSTRUMENTATION_NAME)
+        self._tracer = self._maker.tracer
         self._layers = Layers(self._pipeline.tracer_provider)
         self._others: dict[str, Inference] = {}
-        self._handoff = Handoff("otel.span_end")
+        self._handoff = Handoff("otel.span_end", wait=True)
         self._tokens, self._durations = _histograms(self._pipeline.meter_provider)
 
     @property
@@ -139,15 +143,14 @@ class OTelCallback(RecordCallback):
         if inference and self._left_to_others(start):
             return
         base = self._layers.parent_context(start)
-        span = self._tracer.start_span(
-            span_name(start),
-            base,
-            SpanKind.CLIENT if inference else SpanKind.INTERNAL,
-            start_attributes(start),
-            start_time=int(start.started_at * _NANOSECONDS),
-            record_exception=False,
-            set_status_on_exception=False,
-        )
+        name, attributes = beginning(start)
+        kind = SpanKind.CLIENT if inference else SpanKind.INTERNAL
+        at = int(start.started_at * _NANOSECONDS)
+        span = self._maker.start(name, kind, base, self._layers.span_in(base), attributes, at)
+        if isinstance(span, CallSpan):
+            self._layers.enter(start, span, base, inference=inference)
+            LEDGER.link(start.call_id, span.trace_id, span.span_id)
+            return
         context = span.get_span_context()
         if not context.is_valid:
             return  # no provider: nothing to be a parent of
@@ -159,7 +162,9 @@ class OTelCallback(RecordCallback):
         if record.kind == "lm":
             other = self._others.pop(record.call_id, None)
             if other is not None:
-                other.add({**start_attributes(record), **end_attributes(record)})
+                attributes = {**beginning(record)[1]}
+                add_end_attributes(record, attributes)
+                other.add(attributes)
                 return
             if self._durations is not None and not record.cache_hit:
                 self._measure(record)
@@ -168,18 +173,22 @@ class OTelCallback(RecordCallback):
             if record.kind in self.failures_only:
                 self._note_adapter_failure(record)
             return
-        if span.is_recording():
-            self._describe(span, record)
         # Each by itself: a sum in Unix seconds is only good to a quarter of a microsecond.
         end_time = int(record.started_at * _NANOSECONDS) + int(record.duration_s * _NANOSECONDS)
-        self._handoff.run(span.end, end_time)
+        if isinstance(span, CallSpan) and not span.touched and record.error_type is None:
+            span.finish(self._whole(span, record), end_time)
+            self._deliver(self._maker.deliver, span)
+            return
+        if span.is_recording():
+            self._describe(span, record)
+        self._deliver(span.end, end_time)
 
     def dropped(self, start: CallStart) -> None:
         self._others.pop(start.call_id, None)
         span = self._layers.leave(start.call_id, given_up=True)
         if span is not None:
             span.set_status(StatusCode.ERROR, "call given up by the observer")
-            self._handoff.run(span.end)
+            self._deliver(span.end)
 
     def happened(self, event: RegistryEvent) -> None:
         """Record a registry event as a span of its own."""
@@ -198,7 +207,7 @@ class OTelCallback(RecordCallback):
         span = self._tracer.start_span(event.name, attributes=attributes, start_time=at)
         if event.name.endswith("_error"):
             span.set_status(StatusCode.ERROR)
-        self._handoff.run(span.end, at)
+        self._deliver(span.end, at)
 
     def scored(self, score: Score) -> None:
         """Record a score as an evaluation result on the span of its call, or on a span of its own."""
@@ -217,7 +226,7 @@ class OTelCallback(RecordCallback):
         at = int(score.at * _NANOSECONDS)
         base = set_span_in_context(NonRecordingSpan(place)) if place is not None else None
         span = self._tracer.start_span(names.EVENT_EVALUATION_RESULT, base, attributes=attributes, start_time=at)
-        self._handoff.run(span.end, at)
+        self._deliver(span.end, at)
 
     def flush(self, timeout_s: float) -> bool:
         """Send waiting spans and metrics; returns whether all went out in time."""
@@ -251,10 +260,27 @@ class OTelCallback(RecordCallback):
         LEDGER.link(start.call_id, place.trace_id, place.span_id)
         return True
 
-    def _describe(self, span: Span, record: CallRecord) -> None:
-        attributes = end_attributes(record)
+    def _whole(self, span: CallSpan, record: CallRecord) -> dict[str, Attribute]:
+        """All attributes of a span that nobody touched."""
+        attributes = {**span.begun}
+        add_end_attributes(record, attributes)
         if self.content != "none":
-            attributes.update(content_attributes(record, self._max_chars))
+            add_content_attributes(record, self._max_chars, attributes)
+        return attributes
+
+    def _deliver(self, end: Callable[..., object], *arguments: Any) -> None:
+        """End a span where its processors only queue it; where they may wait for an exporter, wait little for them."""
+        if not self._maker.quick:
+            self._handoff.run(end, *arguments)
+            return
+        with _GUARD_END:
+            end(*arguments)
+
+    def _describe(self, span: Span, record: CallRecord) -> None:
+        attributes: dict[str, Attribute] = {}
+        add_end_attributes(record, attributes)
+        if self.content != "none":
+            add_content_attributes(record, self._max_chars, attributes)
         if attributes:
             span.set_attributes(attributes)
         if record.error_type is None:

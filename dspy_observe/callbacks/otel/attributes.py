@@ -7,6 +7,8 @@ https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-agent-spans/
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Final
 
 from opentelemetry.semconv._incubating.attributes import enduser_attributes
@@ -16,9 +18,9 @@ from opentelemetry.semconv.attributes import error_attributes
 from dspy_observe import conventions as names
 from dspy_observe.records import CallRecord, CallStart, Usage
 
-__all__ = ["content_attributes", "end_attributes", "model_name", "span_name", "start_attributes"]
+__all__ = ["Attribute", "add_content_attributes", "add_end_attributes", "beginning", "model_name"]
 
-Attribute = str | int | float | bool | list[str]
+Attribute = str | int | float | bool | tuple[str, ...]
 
 _OPENINFERENCE_KINDS: Final = {
     "lm": "LLM",
@@ -30,7 +32,6 @@ _OPENINFERENCE_KINDS: Final = {
     "adapter_parse": "CHAIN",
     "interpreter": "TOOL",
 }
-_NO_USAGE: Final = Usage()
 _JSON: Final = "application/json"
 
 
@@ -42,7 +43,7 @@ def model_name(requested: str | None) -> str | None:
     return rest if slash else requested
 
 
-def span_name(start: CallStart) -> str:
+def _span_name(start: CallStart | CallRecord) -> str:
     """``{operation} {subject}`` where the conventions name the operation, else what DSPy calls it."""
     if start.kind == "lm":
         return f"{start.operation} {model_name(start.model_requested)}"
@@ -59,11 +60,43 @@ def span_name(start: CallStart) -> str:
     return start.name
 
 
-def start_attributes(start: CallStart | CallRecord) -> dict[str, Attribute]:
-    """What a sampler may want to see.
+def beginning(start: CallStart | CallRecord) -> tuple[str, Mapping[str, Attribute]]:
+    """Name of a span that begins, and those of its attributes that a sampler may want to see.
 
-    Every attribute costs a microsecond or two: call id and role are left to the spans that people look for.
+    Calls of one kind differ in their ids and users only: all else is worked out once. The mapping is shared and only
+    read. Every attribute costs an exporter time and room: call id and role are left to the spans that people look for.
     """
+    has_id = _has_call_id(start)
+    key = (
+        start.kind, start.name, start.program, start.version, start.role, start.is_program, start.operation,
+        start.model_requested, start.provider, start.streaming, has_id,
+    )  # fmt: skip
+    known = _beginnings.get(key)
+    if known is None:
+        if len(_beginnings) >= _MAX_BEGINNINGS:
+            _beginnings.clear()
+        known = _beginnings[key] = (_span_name(start), _common_attributes(start))
+    tells_user = start.user is not None and (start.is_program or start.kind == "lm")
+    if not has_id and not tells_user:
+        return known
+    attributes = {**known[1]}
+    if has_id:
+        attributes[names.ATTR_CALL_ID] = start.call_id
+    if tells_user and start.user is not None:
+        attributes[enduser_attributes.ENDUSER_PSEUDO_ID] = start.user
+    return known[0], attributes
+
+
+_beginnings: Final[dict[tuple[Any, ...], tuple[str, dict[str, Attribute]]]] = {}
+_MAX_BEGINNINGS: Final = 1024
+
+
+def _has_call_id(start: CallStart | CallRecord) -> bool:
+    return start.is_program or start.parent_id is None
+
+
+def _common_attributes(start: CallStart | CallRecord) -> dict[str, Attribute]:
+    """All but the call's id and user."""
     found: dict[str, Attribute] = {names.OPENINFERENCE_SPAN_KIND: _OPENINFERENCE_KINDS[start.kind]}
     if start.program is not None:
         found[names.ATTR_PROGRAM] = start.program
@@ -72,13 +105,8 @@ def start_attributes(start: CallStart | CallRecord) -> dict[str, Attribute]:
     if start.operation is not None:
         found[gen_ai.GEN_AI_OPERATION_NAME] = start.operation
         _operation_attributes(start, found)
-    if start.is_program or start.parent_id is None:
-        found[names.ATTR_CALL_ID] = start.call_id
+    if _has_call_id(start) or start.kind == "lm":
         found[names.ATTR_ROLE] = start.role
-    elif start.kind == "lm":
-        found[names.ATTR_ROLE] = start.role
-    if start.user is not None and (start.is_program or start.kind == "lm"):
-        found[enduser_attributes.ENDUSER_PSEUDO_ID] = start.user
     if start.is_program and start.version is not None and start.program is not None:
         found[gen_ai.GEN_AI_PROMPT_NAME] = start.program
         found[names.ATTR_PROMPT_VERSION] = start.version
@@ -106,55 +134,70 @@ def _operation_attributes(start: CallStart | CallRecord, found: dict[str, Attrib
         found[gen_ai.GEN_AI_WORKFLOW_NAME] = start.program or start.name
 
 
-def end_attributes(record: CallRecord) -> dict[str, Attribute]:
-    """What is known when the call has ended."""
-    found: dict[str, Attribute] = {}
+def add_end_attributes(record: CallRecord, found: dict[str, Attribute]) -> None:
+    """Add what is known when the call has ended."""
     if record.error_type is not None:
         found[error_attributes.ERROR_TYPE] = record.error_type
         found[names.ATTR_OUTCOME] = record.outcome
     if record.kind == "lm":
-        found.update({name: value for name, value in _lm_pairs(record) if value is not None})
+        _add_lm_attributes(record, found)
     elif record.score is not None:
         found[names.ATTR_SCORE] = record.score
     if record.dataset is not None:
         found[names.ATTR_DATASET] = record.dataset
-    return found
 
 
-def _lm_pairs(record: CallRecord) -> tuple[tuple[str, Attribute | None], ...]:
-    usage = record.usage or _NO_USAGE
-    return (
+def _add_lm_attributes(record: CallRecord, found: dict[str, Attribute]) -> None:
+    if record.finish_reason:
+        found[gen_ai.GEN_AI_RESPONSE_FINISH_REASONS] = _one(record.finish_reason)
+    if record.usage is not None:
+        _add_usage(record.usage, found)
+    if record.billed_but_failed:
+        found[names.ATTR_BILLED_BUT_FAILED] = True
+    known = (
         (gen_ai.GEN_AI_RESPONSE_MODEL, record.model_served),
         (gen_ai.GEN_AI_RESPONSE_ID, record.response_id),
-        (gen_ai.GEN_AI_RESPONSE_FINISH_REASONS, [record.finish_reason] if record.finish_reason else None),
         (gen_ai.GEN_AI_RESPONSE_TIME_TO_FIRST_CHUNK, record.ttft_s),
-        (gen_ai.GEN_AI_USAGE_INPUT_TOKENS, usage.prompt),
-        (gen_ai.GEN_AI_USAGE_OUTPUT_TOKENS, usage.completion),
-        (gen_ai.GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS, usage.cache_read or None),
-        (gen_ai.GEN_AI_USAGE_CACHE_CREATION_INPUT_TOKENS, usage.cache_write or None),
-        (gen_ai.GEN_AI_USAGE_REASONING_OUTPUT_TOKENS, usage.reasoning or None),
         (names.ATTR_CACHE_HIT, record.cache_hit),
         (names.ATTR_COST_USD, record.cost_usd),
         (names.ATTR_COST_SAVED_USD, record.cost_saved_usd),
-        (names.ATTR_BILLED_BUT_FAILED, record.billed_but_failed or None),
         (names.ATTR_FALLBACK_FROM, record.fallback_from),
         (names.ATTR_FALLBACK_REASON, record.fallback_reason),
     )
+    found.update({name: value for name, value in known if value is not None})
 
 
-def content_attributes(record: CallRecord, max_chars: int) -> dict[str, Attribute]:
-    """The captured content, already redacted, cut to ``max_chars`` characters a value.
+def _add_usage(usage: Usage, found: dict[str, Attribute]) -> None:
+    if usage.prompt is not None:
+        found[gen_ai.GEN_AI_USAGE_INPUT_TOKENS] = usage.prompt
+    if usage.completion is not None:
+        found[gen_ai.GEN_AI_USAGE_OUTPUT_TOKENS] = usage.completion
+    if usage.cache_read:
+        found[gen_ai.GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS] = usage.cache_read
+    if usage.cache_write:
+        found[gen_ai.GEN_AI_USAGE_CACHE_CREATION_INPUT_TOKENS] = usage.cache_write
+    if usage.reasoning:
+        found[gen_ai.GEN_AI_USAGE_REASONING_OUTPUT_TOKENS] = usage.reasoning
+
+
+@lru_cache(maxsize=64)
+def _one(reason: str) -> tuple[str]:
+    """The same tuple every time: the garbage collector leaves it, and what holds it, alone."""
+    return (reason,)
+
+
+def add_content_attributes(record: CallRecord, max_chars: int, found: dict[str, Attribute]) -> None:
+    """Add the captured content, already redacted, cut to ``max_chars`` characters a value.
 
     LM calls use the conventions' message format; other spans OpenInference's ``input.value`` and ``output.value``.
     """
-    found: dict[str, Attribute] = {}
     inputs, outputs = record.inputs, record.outputs
     if record.kind == "lm":
         if isinstance(inputs, dict) and inputs.get("messages"):
             found[gen_ai.GEN_AI_INPUT_MESSAGES] = _cut(_json([_message(m) for m in inputs["messages"]]), max_chars)
         if outputs is not None:
             found[gen_ai.GEN_AI_OUTPUT_MESSAGES] = _cut(_json(_replies(outputs, record.finish_reason)), max_chars)
-        return found
+        return
     if record.kind == "tool":
         if inputs is not None:
             found[gen_ai.GEN_AI_TOOL_CALL_ARGUMENTS] = _cut(_json(inputs), max_chars)
@@ -166,7 +209,6 @@ def content_attributes(record: CallRecord, max_chars: int) -> dict[str, Attribut
     if outputs is not None:
         found[names.ATTR_OUTPUTS] = _cut(_json(outputs), max_chars)
         found[names.ATTR_OUTPUTS_TYPE] = _JSON
-    return found
 
 
 def _message(message: Any) -> dict[str, Any]:

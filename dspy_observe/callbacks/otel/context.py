@@ -28,6 +28,7 @@ from opentelemetry.trace import (
 )
 
 from dspy_observe.callbacks.otel.inference import announce
+from dspy_observe.callbacks.otel.spans import CallSpan
 from dspy_observe.conventions import MAX_ENDED_CALLS
 from dspy_observe.facts.recent import Recent
 from dspy_observe.records import CallStart
@@ -37,6 +38,7 @@ __all__ = ["Layers"]
 _LAYER: Final = context_api.create_key("dspy_observe.layer")
 _EMPTY: Final = Context()
 _SPAN_KEY: Final = next(iter(set_span_in_context(INVALID_SPAN, Context())))
+_put: Final = dict.__setitem__  # a Context refuses; nobody has seen the new one yet
 
 
 class Layer:
@@ -54,8 +56,10 @@ class Layer:
         self.open = True
         self.given_up = False
         self.previous = previous
-        # One copy of the dictionary instead of the two that set_span_in_context and set_value make.
-        self.context = Context({**base, _SPAN_KEY: span, _LAYER: self})
+        # One copy of the dictionary instead of one for each value that is set.
+        self.context = context = Context(base)
+        _put(context, _SPAN_KEY, span)
+        _put(context, _LAYER, self)
 
 
 class Layers:
@@ -155,8 +159,12 @@ class Layers:
         layer.open = False
         layer.given_up = given_up
         layer.context = _EMPTY  # a context holds its layer: without this the two would wait for the garbage collector
-        place = layer.span.get_span_context()
-        self._ended.remember(call_id, (place.trace_id, place.span_id, int(place.trace_flags)))
+        span = layer.span
+        if isinstance(span, CallSpan):
+            self._ended.remember(call_id, (span.trace_id, span.span_id, span.flags))
+        else:
+            place = span.get_span_context()
+            self._ended.remember(call_id, (place.trace_id, place.span_id, int(place.trace_flags)))
         if context_api.get_current().get(_LAYER) is layer:
             previous = layer.previous
             below = previous.get(_LAYER)
@@ -166,6 +174,12 @@ class Layers:
                 below = previous.get(_LAYER)
             context_api.attach(previous)
         return layer.span
+
+    @staticmethod
+    def span_in(context: Context) -> Span | None:
+        """The span of a context, as it is: the parent of what begins there."""
+        span = context.get(_SPAN_KEY)
+        return span if isinstance(span, Span) else None
 
     def owns(self, told: object) -> bool:
         """Whether a span, or what was announced of it, is of a call around us, by this or another callback of ours."""
@@ -178,11 +192,7 @@ class Layers:
 
     def _is_of(self, span: Span, current: object) -> bool:
         """Whether the current span stands in the trace of one of ours, and is exported with it."""
-        return (
-            isinstance(current, Span)
-            and current.get_span_context().trace_id == span.get_span_context().trace_id
-            and self.goes_our_way(current)
-        )
+        return isinstance(current, Span) and _trace_of(current) == _trace_of(span) and self.goes_our_way(current)
 
     def _stays_current(self, ambient: Context, span: Span) -> bool:
         """Whether the current span is an open one of others that ours has no place below."""
@@ -208,6 +218,10 @@ class Layers:
     def _own(self, context: Context) -> Layer | None:
         layer = context.get(_LAYER)
         return layer if isinstance(layer, Layer) and layer.owner is self else None
+
+
+def _trace_of(span: Span) -> int:
+    return span.trace_id if isinstance(span, CallSpan) else span.get_span_context().trace_id
 
 
 def _forget_dead_layers(newest: Layer) -> None:

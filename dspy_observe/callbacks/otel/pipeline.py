@@ -75,6 +75,8 @@ class _CountingExporter(SpanExporter):
 class _CountingProcessor(BatchSpanProcessor):
     """Count the spans that a full queue pushes out; the SDK only logs them."""
 
+    only_queues = True
+
     def on_end(self, span: ReadableSpan) -> None:
         waiting = self._batch_processor._queue
         if len(waiting) == waiting.maxlen and span.context is not None and span.context.trace_flags.sampled:
