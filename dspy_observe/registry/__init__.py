@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from dspy_observe.registry.options import IntegrationConfig as IntegrationConfig
     from dspy_observe.registry.options import RegistryConfig as RegistryConfig
     from dspy_observe.registry.programs import IncompatibleProgramError as IncompatibleProgramError
+    from dspy_observe.registry.rollouts import Rollout as Rollout
     from dspy_observe.registry.signatures import SignatureRegistry as SignatureRegistry
 
 _HOMES = {
@@ -63,6 +64,7 @@ _HOMES = {
     "RegistryConfig": "options",
     "RegistryError": "errors",
     "RegistryManager": "manager",
+    "Rollout": "rollouts",
     "Ruling": "models",
     "SignatureRegistry": "signatures",
     "Standing": "models",

@@ -22,6 +22,7 @@ from dspy_observe.registry.events import make_event
 from dspy_observe.registry.names import checked, checked_text
 from dspy_observe.registry.options import RegistryConfig
 from dspy_observe.registry.people import actor_or_user
+from dspy_observe.registry.records import moment
 from dspy_observe.registry.stores import open_store
 from dspy_observe.registry.stores.base import View
 from dspy_observe.registry.values import plain, scrubbed_text
@@ -82,6 +83,10 @@ class RegistryCore:
     def redeliver(self) -> int:
         """Deliver the events of processes that died; returns how many. Subscribing does it, too."""
         return self._engine.redeliver()
+
+    def now(self) -> datetime:
+        """The registry's clock, UTC."""
+        return moment(self._engine.clock())
 
     def tell(
         self, event: str, name: str, *, environment: str | None = None, version: str | None = None, **data: Any

@@ -9,7 +9,7 @@ from dspy_observe.registry.core import PRODUCTION, RegistryCore, at_now
 from dspy_observe.registry.engine import Batch
 from dspy_observe.registry.errors import UnknownVersion
 from dspy_observe.registry.models import Version
-from dspy_observe.registry.records import Deployment, Mark, Pointer
+from dspy_observe.registry.records import Deployment, Mark, Pointer, StoredVersion
 from dspy_observe.registry.stores.base import Transaction, View, backup_label
 
 __all__ = ["DeploymentMethods"]
@@ -99,24 +99,28 @@ class DeploymentMethods(RegistryCore):
 
         def body(txn: Transaction, batch: Batch) -> Version:
             record = versions.resolve(txn, which(txn))
-            versions.check_content(self._store, record)
-            before = txn.pointer(move.environment)
-            entry = deployments.deploy(txn, record, at_now(move, batch))
-            if entry is not None and before is not None and self._config.backup_on_deploy:
-                self._back_up(txn, before, batch)
-            score = txn.last_score(record.version_hash)
-            batch.tell(
-                "deploy_complete", move.environment, record.version, version_hash=record.version_hash,
-                previous=None if before is None else before.version, changed=entry is not None,
-                generation=getattr(txn.pointer(move.environment), "generation", 0), trigger=move.trigger,
-                forced=entry is not None and entry.forced, reason=move.reason, actor=move.actor,
-                performance_score=None if score is None else score.value,
-            )  # fmt: skip
-            if entry is not None and move.trigger == "auto":
-                batch.tell("auto_deployment", move.environment, record.version)
+            self._deploy_in(txn, batch, record, at_now(move, batch))
             return versions.Viewer(txn, move.environment).see(record)
 
         return self._engine.run(name, body, operation="deploy", environment=move.environment, version=version)
+
+    def _deploy_in(self, txn: Transaction, batch: Batch, record: StoredVersion, move: deployments.Move) -> None:
+        """Deploy on a transaction, and tell it."""
+        versions.check_content(self._store, record)
+        before = txn.pointer(move.environment)
+        entry = deployments.deploy(txn, record, move)
+        if entry is not None and before is not None and self._config.backup_on_deploy:
+            self._back_up(txn, before, batch)
+        score = txn.last_score(record.version_hash)
+        batch.tell(
+            "deploy_complete", move.environment, record.version, version_hash=record.version_hash,
+            previous=None if before is None else before.version, changed=entry is not None,
+            generation=getattr(txn.pointer(move.environment), "generation", 0), trigger=move.trigger,
+            forced=entry is not None and entry.forced, reason=move.reason, actor=move.actor,
+            performance_score=None if score is None else score.value,
+        )  # fmt: skip
+        if entry is not None and move.trigger == "auto":
+            batch.tell("auto_deployment", move.environment, record.version)
 
     def _back_up(self, txn: Transaction, pointer: Pointer, batch: Batch) -> None:
         record = txn.by_hash(pointer.version_hash)

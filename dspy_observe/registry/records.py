@@ -69,6 +69,12 @@ def _texts(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _numbers(value: Any) -> tuple[int, ...]:
+    if type(value) is not list or any(type(item) is not int for item in value):
+        raise FieldFault(None, f"has to be a list of whole numbers, not {value!r:.60}")
+    return tuple(value)
+
+
 def _optional(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda value: None if value is None else read(value)
 
@@ -82,6 +88,7 @@ _READERS: Final[dict[str, Callable[[Any], Any]]] = {
     "datetime": _time,
     "dict[str, Any]": _of(dict, "a mapping"),
     "tuple[str, ...]": _texts,
+    "tuple[int, ...]": _numbers,
 }
 _READERS.update({f"{name} | None": _optional(read) for name, read in list(_READERS.items())})
 

@@ -11,13 +11,14 @@ from dspy_observe.registry.errors import UnknownVersion
 from dspy_observe.registry.evidence import EvidenceMethods
 from dspy_observe.registry.models import ImportReport
 from dspy_observe.registry.programming import ProgramMethods
+from dspy_observe.registry.rollouts import RolloutMethods
 from dspy_observe.registry.scoring import ScoreMethods
 from dspy_observe.registry.stores.base import Transaction
 
 __all__ = ["SignatureRegistry"]
 
 
-class SignatureRegistry(ProgramMethods, ScoreMethods, DecisionMethods, EvidenceMethods):
+class SignatureRegistry(ProgramMethods, ScoreMethods, DecisionMethods, EvidenceMethods, RolloutMethods):
     """Versions, scores and deployments of any number of signatures, in one store.
 
     Safe to share between threads; any number of processes may open the same store.

@@ -196,12 +196,13 @@ def target_of(view: View, environment: str) -> StoredVersion | None:
 def prune(view: View, keep: int, spare: Sequence[str] = ()) -> list[StoredVersion]:
     """The versions to remove, oldest first, so that at most ``keep`` stay; 0 keeps all.
 
-    Never what an environment runs, what its rollback would take, what has an alias, or a hash in ``spare``.
+    Never what an environment runs, what its rollback would take, what a rollout is about, what has an alias, or a hash
+    in ``spare``.
     """
     surplus = view.count() - keep
     if keep == 0 or surplus <= 0:
         return []
-    kept = set(spare) | {mark.version_hash for mark in view.marks("alias")}
+    kept = set(spare) | {mark.version_hash for kind in ("alias", "rollout") for mark in view.marks(kind)}
     for pointer in view.pointers():
         kept.add(pointer.version_hash)
         target = target_of(view, pointer.environment)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -39,7 +40,7 @@ from dspy_observe.serving.loading import Loader, Serving
 from dspy_observe.serving.series import Seen, Series
 from dspy_observe.serving.streams import Listeners, streamify_each
 
-__all__ = ["LiveProgram", "LiveStatus"]
+__all__ = ["LiveProgram", "LiveStatus", "opened", "told"]
 
 _logger = logging.getLogger("dspy_observe")
 
@@ -147,6 +148,7 @@ class LiveProgram:
         changes = partial(self._registry.changes, name) if watch else None
         self._follower = Follower(self._look, changes, refresh_s, f"{name}/{environment}")
         self._changed = threading.Condition()
+        self._also: weakref.WeakMethod[Callable[[], None]] | None = None
         self._trouble: _Trouble | None = None
         self._load_error: str | None = None
         self._read_error: str | None = None
@@ -299,7 +301,7 @@ class LiveProgram:
         except Exception as error:
             if self._read_error is None:
                 _logger.warning("dspy_observe: the registry of %s cannot be read (%s)", self._name, _kind(error))
-            self._read_error = _told(error)
+            self._read_error = told(error)
             raise
         self._seen.at = time.monotonic()
         if self._read_error is not None:
@@ -342,6 +344,17 @@ class LiveProgram:
         finally:
             self._show()
             self._speak()
+            also = None if self._also is None else self._also()
+            if also is not None:
+                also()
+
+    def look_soon(self) -> None:
+        """Look at the registry as soon as possible, without waiting for it."""
+        self._follower.poke()
+
+    def look_also(self, look: Callable[[], None]) -> None:
+        """Call a bound method after each look at the registry, on the follower's thread; a router lives by it."""
+        self._also = weakref.WeakMethod(look)
 
     def _look_once(self) -> float | None:
         try:
@@ -397,7 +410,7 @@ class LiveProgram:
         failures = before.failures + 1 if before is not None and before.pointer == pointer else 1
         pause = min(_FIRST_RETRY_S * 2 ** (failures - 1), _LAST_RETRY_S)
         self._trouble = _Trouble(pointer, failures, time.monotonic() + pause)
-        self._load_error = _told(error)
+        self._load_error = told(error)
         _logger.warning(
             "dspy_observe: %s %s cannot be loaded (%s); another version goes on answering", self._name, pointer.version,
             _kind(error),
@@ -458,6 +471,6 @@ def _kind(error: Exception) -> str:
     return redact_name(type(error).__name__)
 
 
-def _told(error: Exception) -> str:
+def told(error: Exception) -> str:
     """An error in words that may leave the process."""
     return redact(f"{type(error).__name__}: {error}"[:_ERROR_CHARS])

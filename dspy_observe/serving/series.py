@@ -87,19 +87,25 @@ class Series:
         Args:
             seen: When it was last read.
         """
-        if self._own.multiprocess:  # the shared files of several processes hold plain numbers
+        if (
+            self._own.multiprocess
+        ):  # the shared files of several processes hold plain numbers, and go with their process
             self._stale.child(*self._place).set(seen.age_s())
         elif not self._ages:
             self._stale.child(*self._place).set_function(seen.age_s)
             self._ages = True
 
+    def dropped(self, reason: str) -> None:
+        """Count a shadow call that was left out."""
+        self._own["dspy_shadow_dropped_total"].child(self._place[0], reason).inc()
+
     def close(self) -> None:
         """Take away what says that this process serves."""
         self.serves(())
         self.shares({})
-        if self._own.multiprocess:
-            self._stale.child(*self._place).set(0)
-        self._stale.remove(*self._place)
+        if self._ages:
+            self._stale.remove(*self._place)
+            self._ages = False
 
 
 def _models(program: Any) -> set[str]:
