@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from dspy_observe.redaction import Redaction as Redaction
     from dspy_observe.serving.errors import NotDeployedError as NotDeployedError
     from dspy_observe.serving.live import LiveProgram as LiveProgram
+    from dspy_observe.serving.routing import Router as Router
+    from dspy_observe.serving.shadowing import Shadow as Shadow
 
 _HOMES = {
     "CallbackGroup": "callbacks.base",
@@ -69,6 +71,8 @@ _HOMES = {
     "Redaction": "redaction",
     "LiveProgram": "serving.live",
     "NotDeployedError": "serving.errors",
+    "Router": "serving.routing",
+    "Shadow": "serving.shadowing",
 }
 
 __all__ = ["__version__", *_HOMES]  # noqa: PLE0604 - built from the table that serves the names

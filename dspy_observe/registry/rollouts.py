@@ -19,10 +19,10 @@ from dspy_observe.registry.deploying import DeploymentMethods
 from dspy_observe.registry.engine import Batch
 from dspy_observe.registry.errors import Conflict, CorruptRegistry, Quarantined, UnknownVersion
 from dspy_observe.registry.names import checked, checked_text
-from dspy_observe.registry.records import FieldFault, Mark, Record
+from dspy_observe.registry.records import FieldFault, Mark, Pointer, Record
 from dspy_observe.registry.stores.base import Transaction, View
 
-__all__ = ["BUCKETS", "ROLLOUT", "Rollout", "RolloutMethods"]
+__all__ = ["BUCKETS", "ROLLOUT", "Rollout", "RolloutMethods", "RolloutView"]
 
 ROLLOUT: Final = "rollout"
 """Kind of the mark; its key is the environment."""
@@ -83,6 +83,22 @@ class Rollout(Record):
     def share(self) -> int:
         """Buckets that the candidate gets as a canary now."""
         return self.steps[self.step] if self.running else 0
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutView:
+    """What a router has to know at one moment."""
+
+    rollout: Rollout | None
+    pointer: Pointer | None
+    """What is deployed."""
+    bad_candidate: str | None
+    """Why the candidate must not run; ``None`` when it may."""
+    bad_base: str | None
+    """The same of the version beside it."""
+    pinned: tuple[str, str] | None
+    """Name and hash of a version that was asked for besides."""
+    now: datetime
 
 
 class RolloutMethods(DeploymentMethods):
@@ -167,6 +183,32 @@ class RolloutMethods(DeploymentMethods):
         self._check(name, environment=environment)
         with self._read(name) as view:
             return rollout_of(view, environment)
+
+    def rollout_view(self, name: str, *, environment: str = PRODUCTION, pinned: str | None = None) -> RolloutView:
+        """The rollout, the pointer and the quarantines, all of one moment: the question for polling.
+
+        Args:
+            name: The signature.
+            environment: Where.
+            pinned: A version to look up besides: display name, alias or hash.
+
+        Raises:
+            UnknownSignature, UnknownVersion: There is no such version.
+        """
+        self._check(name, environment=environment)
+
+        def bad(view: View, version_hash: str | None) -> str | None:
+            mark = None if version_hash is None else view.mark("quarantine", version_hash)
+            return None if mark is None else mark.reason or ""
+
+        with self._read(name) as view:
+            rollout = rollout_of(view, environment)
+            record = None if pinned is None else versions.resolve(view, pinned)
+            candidate, base = (None, None) if rollout is None else (rollout.version_hash, rollout.base_hash)
+            return RolloutView(
+                rollout, view.pointer(environment), bad(view, candidate), bad(view, base),
+                None if record is None else (record.version, record.version_hash), self.now(),
+            )  # fmt: skip
 
     def count_rollout(
         self,

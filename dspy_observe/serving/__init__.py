@@ -13,12 +13,20 @@ if TYPE_CHECKING:
     from dspy_observe.serving.live import LiveProgram as LiveProgram
     from dspy_observe.serving.live import LiveStatus as LiveStatus
     from dspy_observe.serving.loading import Serving as Serving
+    from dspy_observe.serving.routing import Router as Router
+    from dspy_observe.serving.routing import RouterStatus as RouterStatus
+    from dspy_observe.serving.shadowing import Shadow as Shadow
+    from dspy_observe.serving.splitting import Assignment as Assignment
 
 _HOMES = {
+    "Assignment": "splitting",
     "LiveProgram": "live",
     "LiveStatus": "live",
     "NotDeployedError": "errors",
+    "Router": "routing",
+    "RouterStatus": "routing",
     "Serving": "loading",
+    "Shadow": "shadowing",
 }
 
 __all__ = list(_HOMES)

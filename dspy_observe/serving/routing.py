@@ -27,7 +27,7 @@ from dspy_observe.errors import ConfigurationError
 from dspy_observe.metrics import Metrics
 from dspy_observe.registry.errors import Conflict, RegistryError
 from dspy_observe.registry.options import RegistryConfig
-from dspy_observe.registry.rollouts import Rollout
+from dspy_observe.registry.rollouts import Rollout, RolloutView
 from dspy_observe.registry.signatures import SignatureRegistry
 from dspy_observe.serving.live import LiveProgram, LiveStatus, opened, told
 from dspy_observe.serving.loading import Loader, Serving
@@ -355,17 +355,17 @@ class Router:
                 self._turn.release()
 
     def _look_once(self) -> None:
-        self._error = None
+        before, self._error = self._error, None
         try:
             self._count()
-            self._follow(self._registry.rollout(self._name, environment=self._environment))
-            while self._step():
-                self._follow(self._registry.rollout(self._name, environment=self._environment))
+            while self._step(self._follow()):
+                pass
         except Conflict:  # another process took the step; the next look shows it
             self._live.look_soon()
         except Exception as error:  # noqa: BLE001 - what answers goes on answering
             self._error = told(error)
-            _logger.warning("dspy_observe: the rollout of %s stands still: %s", self._name, self._error)
+            if self._error != before:
+                _logger.warning("dspy_observe: the rollout of %s stands still: %s", self._name, self._error)
 
     def _count(self, *, now: bool = False) -> None:
         """Tell the registry what was counted here, often while a step waits for it, seldom else."""
@@ -388,9 +388,12 @@ class Router:
             if not now:
                 raise
 
-    def _follow(self, rollout: Rollout | None) -> None:
+    def _follow(self) -> RolloutView:
         """Load what the rollout asks for, and send calls there."""
-        before, self._rollout = self._routes, rollout
+        pinned = None if self._shadower is None else self._shadower.options.version
+        view = self._registry.rollout_view(self._name, environment=self._environment, pinned=pinned)
+        rollout = view.rollout
+        before = self._routes
         canary = control = shadow = None
         split = Split("")
         if rollout is not None:
@@ -399,27 +402,25 @@ class Router:
             deployed = self._live.serving.version_hash == rollout.version_hash
             if rollout.share:
                 canary = self._arm(before.canary, rollout.version, rollout.version_hash, "canary")
-            if rollout.control and rollout.state == "promoted" and deployed and self._may_run(rollout.base):
+            if rollout.control and rollout.state == "promoted" and deployed and view.bad_base is None:
                 control = self._arm(before.control, rollout.base, rollout.base_hash, "control")
             split = Split(rollout.salt, rollout.share if canary else 0, rollout.control if control else 0)
         if self._shadower is not None:
-            shadow = self._in_shadow(before.shadow, rollout)
+            shadow = self._in_shadow(before.shadow, view)
         generation, running = (0, False) if rollout is None else (rollout.generation, rollout.running)
         self._routes = _Routes(split, generation, running, canary, control, shadow)
+        self._rollout = rollout
         arms = [(arm.version, arm.role) for arm in (canary, control, shadow) if arm is not None]
         self._series.serves(arms)
         names = {"stable": self._live.version, **{role: version for version, role in arms}}
         self._series.shares({(names[role], role): share for role, share in self.shares().items() if role in names})
+        return view
 
-    def _in_shadow(self, present: Serving | None, rollout: Rollout | None) -> Serving | None:
-        assert self._shadower is not None
-        wanted = self._shadower.options.version
-        if wanted is not None:
-            version = self._registry.get_version(self._name, wanted, environment=self._environment)
-            return self._arm(present, version.version, version.version_hash, "shadow")
-        if rollout is None or not rollout.running:
-            return None
-        return self._arm(present, rollout.version, rollout.version_hash, "shadow")
+    def _in_shadow(self, present: Serving | None, view: RolloutView) -> Serving | None:
+        rollout, wanted = view.rollout, view.pinned
+        if wanted is None and rollout is not None and rollout.running:
+            wanted = (rollout.version, rollout.version_hash)
+        return None if wanted is None else self._arm(present, *wanted, "shadow")
 
     def _arm(self, present: Serving | None, version: str, version_hash: str, role: str) -> Serving | None:
         """An instance for an arm; ``None`` while it cannot be loaded, and its calls go to stable."""
@@ -443,15 +444,12 @@ class Router:
         self._failed.pop((version_hash, role), None)
         return made
 
-    def _may_run(self, version: str) -> bool:
-        return self._registry.get_version(self._name, version).quarantined is None
-
-    def _step(self) -> bool:
+    def _step(self, view: RolloutView) -> bool:
         """Take a step if one is due; whether the rollout changed."""
-        rollout, self._waiting_for = self._rollout, None
+        rollout, self._waiting_for = view.rollout, None
         if rollout is None or not rollout.running:
             return False
-        move = self._due(rollout)
+        move = self._due(rollout, view)
         common: dict[str, Any] = {
             "environment": self._environment, "expected_generation": rollout.generation, "reason": move.reason
         }  # fmt: skip
@@ -466,12 +464,10 @@ class Router:
             self._registry.rebase_rollout(self._name, **common)
         return True
 
-    def _due(self, rollout: Rollout) -> Move:
-        pointer = self._registry.pointer(self._name, environment=self._environment)
+    def _due(self, rollout: Rollout, view: RolloutView) -> Move:
         known = Known(
-            "" if pointer is None else pointer.version_hash, rollout.base_hash, rollout.version_hash,
-            self._registry.get_version(self._name, rollout.version_hash).quarantined,
-            (self._registry.now() - rollout.step_at).total_seconds(), rollout.min_step_s,
+            "" if view.pointer is None else view.pointer.version_hash, rollout.base_hash, rollout.version_hash,
+            view.bad_candidate, (view.now - rollout.step_at).total_seconds(), rollout.min_step_s,
             int(rollout.calls.get("canary", 0)), rollout.min_samples, _mismatch(rollout),
         )  # fmt: skip
         judge = self._verdicts

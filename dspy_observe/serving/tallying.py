@@ -26,7 +26,7 @@ class Tally:
         self.generation = 0
         """Of the rollout that is counted."""
         self._lock = threading.Lock()
-        self._calls: dict[Role, int] = {}
+        self._calls: dict[str, int] = {}
         self._roles: dict[str, Role] = {}
         self._largest: list[int] = []
 
@@ -48,17 +48,17 @@ class Tally:
                 return
             self._roles[mark] = role
 
-    def take(self) -> tuple[int, dict[Role, int], dict[Role, str]]:
+    def take(self) -> tuple[int, dict[str, int], dict[str, str]]:
         """What was counted since the last time: the generation, calls and keys by role."""
         with self._lock:
             calls, marks = self._calls, dict(self._roles)
             self._calls = {}
-            sampled: dict[Role, list[str]] = {}
+            sampled: dict[str, list[str]] = {}
             for mark in sorted(marks):
                 sampled.setdefault(marks[mark], []).append(mark)
             return self.generation, calls, {role: "".join(found) for role, found in sampled.items()}
 
-    def give_back(self, generation: int, calls: dict[Role, int]) -> None:
+    def give_back(self, generation: int, calls: dict[str, int]) -> None:
         """Calls that could not be told: they are told the next time."""
         with self._lock:
             if generation == self.generation:
