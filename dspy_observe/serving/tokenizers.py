@@ -43,7 +43,8 @@ _A_MESSAGE: Final = 3
 _THE_REPLY: Final = 3
 
 # Largest errors measured: first on DSPy's prompts, English, German and French prose, Python, Markdown and JSON (English
-# and code stay within 0.25), second on Russian, Japanese and Chinese prose; tests/test_serving_estimate.py measures the same texts again.
+# and code stay within 0.25), second on Russian, Japanese and Chinese prose. tests/test_serving_estimate.py measures
+# them again.
 _OTHER_VENDOR: Final = (0.45, 1.2)  # o200k_base in place of Claude 2's own, and of cl100k_base
 _NO_FILES: Final = (0.3, 0.35)  # the rule below in place of o200k_base
 _FOREIGN_PART: Final = 0.05
