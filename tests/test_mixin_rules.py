@@ -6,9 +6,7 @@ import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import promql_parser
 import pytest
 import yaml
 
@@ -20,6 +18,7 @@ from dspy_observe.mixin.options import DashboardOptions
 from dspy_observe.mixin.promql import Alert, Recording, rule_of
 from dspy_observe.mixin.runbook import SECTIONS
 from dspy_observe.mixin.uids import links
+from tests.mixin_queries import selectors
 from tests.servers import needs
 
 FOLDER = Path(__file__).parents[1] / "dashboards"
@@ -56,23 +55,6 @@ def expressions(o: DashboardOptions) -> Iterator[tuple[str, str]]:
     for group in [*rule_groups(o), *alert_groups(o)]:
         for rule in group.rules:
             yield rule.name, rule.expr
-
-
-def selectors(expr: str) -> list[tuple[str, dict[str, str]]]:
-    """Metric and matchers of every selector in an expression, by Prometheus 3's grammar."""
-    found: list[tuple[str, dict[str, str]]] = []
-
-    def walk(node: Any) -> None:
-        if isinstance(node, promql_parser.VectorSelector):
-            found.append((node.name or "", {m.name: m.value for m in node.matchers.matchers}))
-        for name in ("expr", "lhs", "rhs", "args", "param", "vector_selector", "vs"):
-            child = getattr(node, name, None)
-            for each in child if isinstance(child, list) else [child]:
-                if each is not None and not isinstance(each, str | float | int):
-                    walk(each)
-
-    walk(promql_parser.parse(expr))
-    return found
 
 
 def test_what_is_committed_is_what_is_generated() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dspy_observe.mixin import alertmanager, prometheus, provisioning
+from dspy_observe.mixin.boards import boards
 from dspy_observe.mixin.cases import test_files
 from dspy_observe.mixin.compose import compose_yaml
+from dspy_observe.mixin.grafana import dashboard_json
 from dspy_observe.mixin.options import DashboardOptions
 from dspy_observe.mixin.runbook import runbook_md
 
@@ -18,6 +20,7 @@ def generate(o: DashboardOptions) -> dict[str, str]:
         o: Thresholds, windows, selectors and addresses.
     """
     return {
+        **{f"grafana/{board.uid.replace('dspy-observe', 'dspy')}.json": dashboard_json(board) for board in boards(o)},
         "prometheus/rules.yml": prometheus.rules_yml(o),
         "prometheus/alerts.yml": prometheus.alerts_yml(o),
         "prometheus/prometheus.yml": prometheus.configuration(o),
