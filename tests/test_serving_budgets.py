@@ -246,7 +246,10 @@ def test_ids_never_leave_the_process(books: Books, caplog: pytest.LogCaptureFixt
     """Records, spans, log lines, metrics and errors hold the pseudonym only."""
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    readers = [OTelCallback(Tracing(tracer_provider=provider)), LogCallback(Logs(logger=structlog.get_logger()))]
+    readers: list[Any] = [
+        OTelCallback(Tracing(tracer_provider=provider)),
+        LogCallback(Logs(logger=structlog.get_logger())),
+    ]
     listed = [*dspy.settings.callbacks, *readers]
     with (
         caplog.at_level(logging.INFO, "dspy_observe.budgets"), capture_logs() as lines, dspy.context(callbacks=listed),
@@ -256,6 +259,7 @@ def test_ids_never_leave_the_process(books: Books, caplog: pytest.LogCaptureFixt
             program()(question="?")
         with pytest.raises(BudgetExceededError) as caught:
             books.budgets.check()
+        assert readers[1].flush(10)
     spans = [dict(span.attributes or {}) for span in exporter.get_finished_spans()]
     assert {attributes.get("enduser.pseudo.id") for attributes in spans} == {pseudonym}
     assert {line["user"] for line in lines} == {pseudonym}

@@ -303,8 +303,10 @@ def test_spans_and_log_lines_say_why_a_model_was_asked() -> None:
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     spans = OTelCallback(Tracing(tracer_provider=provider))
-    with capture_logs() as lines, dspy.context(callbacks=[spans, LogCallback(Logs(logger=structlog.get_logger()))]):
+    logs = LogCallback(Logs(logger=structlog.get_logger()))
+    with capture_logs() as lines, dspy.context(callbacks=[spans, logs]):
         pair()("Why?")
+        assert logs.flush(10)
     first, second = exporter.get_finished_spans()
     expected = {"fallback_from": NAMES[0], "fallback_reason": "server"}
     assert {f"dspy.{name}": value for name, value in expected.items()}.items() <= dict(second.attributes or {}).items()
