@@ -16,7 +16,11 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 SERVER_PROGRAMS := prometheus promtool prometheus-alertmanager amtool pg_ctlcluster
 SERVER_PACKAGES := prometheus prometheus-alertmanager postgresql
 
-.PHONY: help demo test lint bench dashboards servers clean
+# Phoenix pins other versions than we do, so it lives apart, and where every checkout finds it. 850 MB.
+PHOENIX := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dspy-observe/phoenix
+PHOENIX_PINS := tests/phoenix-constraints.txt
+
+.PHONY: phoenix help demo test lint bench dashboards servers clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -65,6 +69,13 @@ servers:  ## install Debian's Prometheus, Alertmanager and PostgreSQL where they
 	export DEBIAN_FRONTEND=noninteractive; \
 	apt-get update -qq; \
 	apt-get install -qq -y --no-install-recommends $(SERVER_PACKAGES)
+
+phoenix: $(PHOENIX)/installed-constraints.txt  ## install Phoenix, outside the checkout, for the test that sends it spans
+
+$(PHOENIX)/installed-constraints.txt: $(PHOENIX_PINS) | $(BIN)/python
+	$(BIN)/python -m venv --clear $(PHOENIX)
+	$(PHOENIX)/bin/python -m pip install --quiet --disable-pip-version-check arize-phoenix -c $(PHOENIX_PINS)
+	@cp $(PHOENIX_PINS) $@
 
 clean:  ## remove the virtual environment, builds and caches
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
