@@ -2,7 +2,8 @@
 
 What you get
     Structured lines with ``call_id``, ``program``, ``version``, ``outcome``, ``duration_s``, tokens, cost, and
-    ``trace_id`` and ``span_id`` where an ``OTelCallback`` records the trace. No prompt, reply or error text.
+    ``trace_id`` and ``span_id`` where an ``OTelCallback`` records the trace; that span is current while the line is
+    written, so that log records exported over OTLP join it too. No prompt, reply or error text.
 Where the lines go
     To the logger given in :class:`Logs`; else through structlog once the application has configured it; else, as JSON,
     to the standard logger ``dspy_observe.calls``, which stays silent until the application lets its level through.
@@ -118,13 +119,26 @@ class LogCallback(RecordCallback):
 
 
 def _write(logger: Any, level: str, event: str, fields_of: Callable[[Any], dict[str, Any]], subject: Any) -> None:
-    getattr(logger, level)(event, **fields_of(subject))
+    fields = fields_of(subject)
+    _joined(fields, lambda: getattr(logger, level)(event, **fields))
 
 
 def _write_json(
     logger: logging.Logger, level: int, event: str, fields_of: Callable[[Any], dict[str, Any]], subject: Any
 ) -> None:
-    logger.log(level, _json({"event": event, **fields_of(subject)}))
+    fields = fields_of(subject)
+    _joined(fields, lambda: logger.log(level, _json({"event": event, **fields})))
+
+
+def _joined(fields: Mapping[str, Any], write: Callable[[], None]) -> None:
+    """Write a line with its call's span current: OpenTelemetry's log handler, for one, takes the trace from there."""
+    if fields.get("span_id") is None:
+        write()
+        return
+    # There is a span only where the tracing room is in use; lines alone do not load it.
+    from dspy_observe.callbacks.otel.place import in_span
+
+    in_span(fields["trace_id"], fields["span_id"], write)
 
 
 def _json(fields: Mapping[str, Any]) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import time
+import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
+from http import HTTPStatus
 from typing import Any
 
 import dspy
@@ -39,8 +41,14 @@ class Project:
         self.url, self.name = url, name
 
     def spans(self) -> list[dict[str, Any]]:
-        """All spans."""
-        return self._ask(f"/v1/projects/{self.name}/spans?limit=1000")["data"]  # type: ignore[no-any-return]
+        """All spans; none before the project's first one has come in."""
+        try:
+            return self._ask(f"/v1/projects/{self.name}/spans?limit=1000")["data"]  # type: ignore[no-any-return]
+        except urllib.error.HTTPError as error:
+            error.close()
+            if error.code != HTTPStatus.NOT_FOUND:
+                raise
+            return []
 
     def cost(self) -> float:
         """US dollars, as the project's page shows them."""

@@ -50,7 +50,7 @@ def _span_name(start: CallStart | CallRecord) -> str:
     if start.operation == "execute_tool":
         return f"execute_tool {start.name}"
     if start.operation == "invoke_agent":
-        return f"invoke_agent {start.name}"
+        return f"invoke_agent {_agent_name(start)}"
     if start.operation == "invoke_workflow":
         return f"invoke_workflow {start.program or start.name}"
     if start.kind in ("evaluate", "compile"):
@@ -58,6 +58,11 @@ def _span_name(start: CallStart | CallRecord) -> str:
     if start.kind in ("adapter_format", "adapter_parse"):
         return f"{start.kind.removeprefix('adapter_')} {start.name}"
     return start.name
+
+
+def _agent_name(start: CallStart | CallRecord) -> str:
+    """What the agent is called: one that is the program goes by the program's name, one inside by its class."""
+    return (start.program if start.is_program else None) or start.name
 
 
 def beginning(start: CallStart | CallRecord) -> tuple[str, Mapping[str, Attribute]]:
@@ -128,7 +133,7 @@ def _operation_attributes(start: CallStart | CallRecord, found: dict[str, Attrib
         found[gen_ai.GEN_AI_TOOL_NAME] = start.name
         found[gen_ai.GEN_AI_TOOL_TYPE] = "function"
     elif start.operation == "invoke_agent":
-        found[gen_ai.GEN_AI_AGENT_NAME] = start.program or start.name
+        found[gen_ai.GEN_AI_AGENT_NAME] = _agent_name(start)
         found[names.OPENINFERENCE_SPAN_KIND] = "AGENT"
     else:
         found[gen_ai.GEN_AI_WORKFLOW_NAME] = start.program or start.name
