@@ -15,7 +15,6 @@ import logging
 import os
 import random
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Final
@@ -77,6 +76,7 @@ class Follower:
         # Loading asks for the LM and adapter of the settings in force where the program was made.
         self._context = contextvars.copy_context()
         self._life: _Life | None = None
+        _survive_forks(self)
 
     @property
     def hinted(self) -> bool:
@@ -171,27 +171,33 @@ class Follower:
 
 
 _alive: weakref.WeakSet[Follower] = weakref.WeakSet()
-_held: list[tuple[Follower, bool]] = []
 
 
-def _before_fork() -> None:
-    until = time.monotonic() + _FORK_S
-    for follower in list(_alive):
-        taken = follower.busy.acquire(timeout=max(0.0, until - time.monotonic()))
-        _held.append((follower, taken))
+def _survive_forks(follower: Follower) -> None:
+    """Let the follower go on in children.
 
+    Registered for each one, after its registry was opened: what is registered first is called first in the child, and
+    a store has to drop its parent's connections before a new thread asks for one.
+    """
+    known = weakref.ref(follower)
+    held = []
 
-def _after_fork_in_parent() -> None:
-    while _held:
-        follower, taken = _held.pop()
-        if taken:
-            follower.busy.release()
+    def before() -> None:
+        there = known()
+        if there is not None and there.busy.acquire(timeout=_FORK_S):
+            held.append(there.busy)
 
+    def in_parent() -> None:
+        while held:
+            held.pop().release()
 
-def _after_fork_in_child() -> None:
-    while _held:
-        follower, _ = _held.pop()
-        follower.restart()
+    def in_child() -> None:
+        held.clear()
+        there = known()
+        if there is not None:
+            there.restart()
+
+    os.register_at_fork(before=before, after_in_parent=in_parent, after_in_child=in_child)
 
 
 def _at_exit() -> None:
@@ -199,5 +205,4 @@ def _at_exit() -> None:
         follower.stop()
 
 
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
 atexit.register(_at_exit)

@@ -203,7 +203,9 @@ class SqlStore:
         if not self._file:
             return self._notified(name, stop)
         database = Path(str(self._url.database)).absolute()
-        return watching.changes_of(database.parent, frozenset({database.name, f"{database.name}-wal"}), stop)
+        names = frozenset({database.name, f"{database.name}-wal"})
+        # The log is written first, then waits for the disk, and only then can the commit be seen, which tells nobody.
+        return watching.changes_of(database.parent, names, stop, echoes=4)
 
     def _notified(self, name: str, stop: threading.Event) -> Iterator[None]:
         """What writers of the signature notify, on a connection of its own."""

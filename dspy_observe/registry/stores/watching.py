@@ -17,17 +17,19 @@ _STEP_MS: Final = 20
 """How often the watcher looks into what the system reported; a change is told after one or two of these."""
 _GROUPED_MS: Final = 200
 """A folder that never rests is told of at least this often."""
-_CHECK_MS: Final = 1_000
+_CHECK_MS: Final = 250
 """How often it is made sure that the folder is still the one that is watched."""
 
 
-def changes_of(folder: Path, names: frozenset[str], stop: Event) -> Iterator[None] | None:
+def changes_of(folder: Path, names: frozenset[str], stop: Event, *, echoes: int = 0) -> Iterator[None] | None:
     """Yields once soon after watching began, and whenever one of the files changed, until ``stop`` is set.
 
     Args:
         folder: Where the files are, or will be.
         names: Their names.
         stop: Ends it.
+        echoes: How often a change is told again, a quarter of a second apart, where what was written can be seen by
+            others only later.
 
     Returns:
         ``None`` where ``watchfiles`` is not installed.
@@ -37,19 +39,23 @@ def changes_of(folder: Path, names: frozenset[str], stop: Event) -> Iterator[Non
     """
     if find_spec("watchfiles") is None:
         return None
-    return _changes(folder, names, stop, import_module("watchfiles").watch)
+    return _changes(folder, names, stop, echoes, import_module("watchfiles").watch)
 
 
-def _changes(folder: Path, names: frozenset[str], stop: Event, watch: Callable[..., Any]) -> Iterator[None]:
+def _changes(
+    folder: Path, names: frozenset[str], stop: Event, echoes: int, watch: Callable[..., Any]
+) -> Iterator[None]:
     try:
         watched = folder.stat().st_ino
-        begun = False
+        to_tell = 1
         for changes in watch(
             folder, watch_filter=lambda _, path: Path(path).name in names, debounce=_GROUPED_MS, step=_STEP_MS,
             stop_event=stop, rust_timeout=_CHECK_MS, yield_on_timeout=True, recursive=False, raise_interrupt=False,
         ):  # fmt: skip
-            if changes or not begun:
-                begun = True
+            if changes:
+                to_tell = 1 + echoes
+            if to_tell:
+                to_tell -= 1
                 yield
             if folder.stat().st_ino != watched:
                 raise StoreUnavailable(f"{folder} was replaced")
