@@ -46,6 +46,7 @@ LAYERS = (
     "cli_options",
     "cli_registry_changes",
     "cli_registry",
+    "cli_rollout",
     "cli_gate",
     "cli_dashboards",
     "cli_cache",
