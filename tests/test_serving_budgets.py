@@ -7,9 +7,13 @@ import contextvars
 import dataclasses
 import json
 import logging
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import dspy
@@ -382,3 +386,37 @@ def test_many_threads_lose_no_token(books: Books) -> None:
     for thread in threads:
         thread.join()
     assert books.budgets.used("anna") == 200 * CALL
+
+
+def test_worker_processes_show_the_heaviest_user_of_all(tmp_path: Path) -> None:
+    """With prometheus_client's shared files the gauge is the largest of the workers, and excesses add up."""
+    code = (
+        "import sys, dspy\n"
+        "from dspy_observe import configure, Metrics\n"
+        "from dspy_observe.serving.budgets import UserBudgets\n"
+        "from dspy_observe.testing import offline_lm\n"
+        "from dspy_observe.metrics import render\n"
+        "budgets, lm = UserBudgets(30, key='k' * 16), offline_lm('42')\n"
+        "with configure(metrics=Metrics(), tracing=False, logs=False, extra=[budgets]):\n"
+        "    for _ in range(int(sys.argv[1])):\n"
+        "        with budgets.user('anna'): lm('?')\n"
+        "        budgets._measure_at = 0\n"  # the files are written every 15 s
+        "    with budgets.user('bert'): lm('?')\n"
+        "    print(render()[0].decode())\n"
+    )
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    pages = [
+        subprocess.run(
+            [sys.executable, "-c", code, calls],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=120,
+        ).stdout
+        for calls in ("4", "2")
+    ]
+    lines = [line.rpartition(" ") for line in pages[1].splitlines() if line.startswith("dspy_user")]
+    samples = {series: float(value) for series, _, value in lines}
+    assert samples['dspy_user_tokens_max{program="unknown"}'] == 4 * CALL
+    assert samples['dspy_user_budget_exceeded_total{program="unknown"}'] == 2

@@ -21,6 +21,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from structlog.testing import capture_logs
 
 from dspy_observe import ConfigurationError, LogCallback, Logs, OTelCallback, Tracing
+from dspy_observe.registry import IncompatibleProgramError, SignatureRegistry
 from dspy_observe.serving.breaker import Breaker, Circuit
 from dspy_observe.serving.deadlines import Outlet
 from dspy_observe.serving.fallback import TRANSIENT, FallbackLM
@@ -328,3 +329,24 @@ async def test_status_messages_are_no_output() -> None:
     await outlet.send("chunk")
     assert outlet.emitted
     assert len(sent) == 2
+
+
+def test_a_registered_program_gets_its_stand_ins_from_its_factory(tmp_path: Path) -> None:
+    """Keys are never stored, so a stored version keeps which LM it ran with, and code makes that LM again."""
+
+    def factory() -> dspy.Predict:
+        program = dspy.Predict("question -> answer")
+        program.lm = FallbackLM(
+            dspy.LM("openai/gpt-4o-mini", api_key="sk-of-a-test-1234567890"), dspy.LM("openai/gpt-4o")
+        )
+        return program
+
+    with SignatureRegistry(tmp_path / "registry") as registry:
+        registry.register_program("qa", factory(), version="v1", factory=factory)
+        loaded = registry.load_program("qa", factory, "v1")
+        assert isinstance(loaded.lm, FallbackLM)
+        assert [lm.model for lm in loaded.lm.lms] == ["openai/gpt-4o-mini", "openai/gpt-4o"]
+        with pytest.raises(IncompatibleProgramError, match="openai/gpt-4o-mini"):
+            registry.load_program("qa", lambda: dspy.Predict("question -> answer"), "v1")
+    stored = b"".join(path.read_bytes() for path in (tmp_path / "registry").rglob("*") if path.is_file())
+    assert b"sk-of-a-test" not in stored

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 from dspy import lm15
@@ -16,6 +17,13 @@ from dspy.clients import model_metadata
 from dspy.clients.capabilities import resolve
 
 __all__ = ["bundled_metadata", "can_tell_offline"]
+
+
+@cache
+def _bundled() -> dict[str, Any]:
+    """Unpacking it takes 50 ms; DSPy copies what it reads out of it."""
+    found: dict[str, Any] = model_metadata._snapshot()
+    return found
 
 
 @contextmanager
@@ -28,7 +36,7 @@ def bundled_metadata() -> Iterator[None]:
         if model_metadata._data is not None:
             yield
             return
-        model_metadata._data = model_metadata._snapshot()
+        model_metadata._data = _bundled()
         try:
             yield
         finally:
