@@ -66,7 +66,7 @@ class LiveStatus:
     stale_s: float
     """Seconds since the registry was last read."""
     following: str
-    """``hints`` where the store tells of changes, ``polling``, or ``closed``."""
+    """``hints`` where the store tells of changes, ``polling``, ``stopped`` where nobody looks, or ``closed``."""
     failed_version: str | None
     """The deployed version that could not be loaded; ``None`` when what is deployed answers."""
     failures: int
@@ -216,10 +216,10 @@ class LiveProgram:
     def status(self) -> LiveStatus:
         """How things stand."""
         serving, trouble = self._serving, self._trouble
-        following = "closed" if self._closed else "hints" if self._follower.hinted else "polling"
+        following = "hints" if self._follower.hinted else "polling" if self._follower.running else "stopped"
         return LiveStatus(
             self._name, self._environment, serving.version, serving.version_hash, serving.generation, serving.role,
-            serving.loaded_at, self._seen.age_s(), following,
+            serving.loaded_at, self._seen.age_s(), "closed" if self._closed else following,
             None if trouble is None else trouble.pointer.version, 0 if trouble is None else trouble.failures,
             self._read_error or self._load_error, self._drifted,
         )  # fmt: skip

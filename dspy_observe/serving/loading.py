@@ -85,8 +85,13 @@ class Loader:
             ConfigurationError: The factory gave parts of an instance that is answering.
             Exception: Whatever the factory or the check raised.
         """
-        program = self._registry.load_program(self._name, self._fresh, version_hash, **self._options)
-        return self._ready(program, version, version_hash, generation, role)
+        try:
+            program = self._registry.load_program(self._name, self._fresh, version_hash, **self._options)
+            return self._ready(program, version, version_hash, generation, role)
+        except SystemExit as error:  # it would end the follower's thread without a word
+            raise ConfigurationError(
+                "factory", f"it, or the check, wanted to end the process ({error})", "Raise an error instead"
+            ) from error
 
     def untuned(self, role: str) -> Serving:
         """A new instance as the code makes it."""

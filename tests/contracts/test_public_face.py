@@ -33,9 +33,9 @@ from dspy_observe import (
 
 NAMES = {
     "__version__", "CallRecord", "CallStart", "CallbackGroup", "ConfigurationError", "Cost", "CostCallback",
-    "LatencyCallback", "LogCallback", "Logs", "Metrics", "OTelCallback", "ObserveError", "ObservedEmbedder", "Observer",
-    "RecordCallback", "Redaction", "RedactionCallback", "RegistryEvent", "RegistryEventCallback", "Score", "Tracing",
-    "UnknownCallError", "Usage", "configure",
+    "LatencyCallback", "LiveProgram", "LogCallback", "Logs", "Metrics", "NotDeployedError", "OTelCallback",
+    "ObserveError", "ObservedEmbedder", "Observer", "RecordCallback", "Redaction", "RedactionCallback", "RegistryEvent",
+    "RegistryEventCallback", "Router", "Score", "Shadow", "Tracing", "UnknownCallError", "Usage", "configure",
 }  # fmt: skip
 
 

@@ -7,7 +7,9 @@ import copy
 import gc
 import os
 import shutil
+import sys
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -128,30 +130,67 @@ def test_a_version_that_cannot_be_loaded_leaves_the_old_one(
     assert live.status().error is live.status().failed_version is None
 
 
-def test_a_rollback_ends_the_trouble_of_a_version_that_cannot_be_loaded(
+def test_a_damaged_version_leaves_the_old_one_until_a_rollback(
     registry: SignatureRegistry, publish: Publish, follow: Follow
 ) -> None:
-    """When the pointer comes back to what answers, nothing is wrong any more."""
+    """Scenario 7: its content is not what its hash says; when the pointer comes back, nothing is wrong any more."""
     publish(registry, "v1")
     live = follow(registry)
-    digits = publish(registry, "v2", deploy=False)
-    program = registry.get_version("bot", "v2").program_hash
-    registry.deploy_version("bot", "v2", force=True, reason="test")
-    live.wait_for("v2")
-    registry.deploy_version("bot", "v1")
-    live.wait_for("v1")
-    file = Path(registry.location) / "programs" / f"{program}.json"
-    whole = file.read_bytes()
-    registry.deploy_version("bot", digits)
-    file.write_bytes(whole[:-20])
-    live.close()
-    live = follow(registry, fallback=True)
-    assert live.status().failed_version == "v2"
-    assert "CorruptVersion" in str(live.status().error)
+    live.close()  # looks from here on are those of this test
+    publish(registry, "v2")
+    file = Path(registry.location) / "programs" / f"{registry.get_version('bot', 'v2').program_hash}.json"
+    file.write_bytes(file.read_bytes()[:-20])
     with pytest.raises(CorruptVersion):
         live.refresh()
+    assert live(question="a").answer == "v1"
+    assert live.status().failed_version == "v2"
+    registry.rollback("bot")
+    assert not live.refresh()
+    assert live.status().failed_version is live.status().error is None
+
+
+def test_a_registry_that_cannot_be_read_is_no_end(
+    registry: SignatureRegistry, publish: Publish, follow: Follow
+) -> None:
+    """Somebody edits its file by hand and makes a mistake, which is mended later."""
+    publish(registry, "v1")
+    live = follow(registry)
+    file = Path(registry.location) / "signatures" / "bot.yml"
+    whole = file.read_bytes()
+    file.write_bytes(whole + b"\n: [")
+    wait_until(lambda: "CorruptRegistry" in str(live.status().error), "error")
+    assert live(question="a").answer == "v1"
     file.write_bytes(whole)
+    wait_until(lambda: live.status().error is None, "recovery")
+    publish(registry, "v2")
     live.wait_for("v2")
+
+
+def test_an_instance_that_answers_no_more_is_let_go(
+    registry: SignatureRegistry, publish: Publish, follow: Follow
+) -> None:
+    """A call that is under way keeps its version; after it, nothing does."""
+    publish(registry, "v1")
+    live = follow(registry)
+    under_way, known = live.program, weakref.ref(live.program)
+    publish(registry, "v2")
+    live.wait_for("v2")
+    assert under_way(question="a").answer == "v1"
+    del under_way
+    gc.collect()
+    assert known() is None
+
+
+def test_a_check_that_wants_to_end_the_process_is_a_failed_load(
+    registry: SignatureRegistry, publish: Publish, follow: Follow
+) -> None:
+    """Following goes on."""
+    publish(registry, "v1")
+    live = follow(registry, check=lambda program: sys.exit(1) if "v2" in str(program.draft.signature) else None)
+    publish(registry, "v2")
+    wait_until(lambda: live.status().failed_version == "v2", "refusal")
+    publish(registry, "v3")
+    live.wait_for("v3")
 
 
 def test_a_program_of_other_code_is_refused(registry: SignatureRegistry, publish: Publish, follow: Follow) -> None:
