@@ -91,7 +91,7 @@ def billed(server: OpenAIServer) -> Counter[tuple[int, int]]:
 
 
 def assert_total_is_the_bill(trace: Trace, server: OpenAIServer) -> None:
-    """The token usage that MLflow shows for a trace is the sum of the bills."""
+    """The tokens and dollars that MLflow shows for a trace are the sum of the bills, and those on our spans."""
     prompt = sum(bill.prompt_tokens for bill in server.bills)
     completion = sum(bill.completion_tokens for bill in server.bills)
     usage = trace.info.token_usage
@@ -99,6 +99,10 @@ def assert_total_is_the_bill(trace: Trace, server: OpenAIServer) -> None:
     assert (usage["input_tokens"], usage["output_tokens"], usage["total_tokens"]) == (
         prompt, completion, prompt + completion,
     )  # fmt: skip
+    dollars = prompt * 0.15e-6 + completion * 0.60e-6
+    assert trace.info.cost is not None
+    assert trace.info.cost["total_cost"] == pytest.approx(dollars)
+    assert sum(span.attributes.get("dspy.cost_usd", 0) for span in trace.data.spans) == pytest.approx(dollars)
 
 
 class Answerer(dspy.Module):
@@ -184,6 +188,8 @@ def test_an_agent_run_shows_its_steps_and_tools(tracking: Tracking, provider: Op
     assert children.count(step) == 2
     assert ("ChainOfThought", [step]) in children
     assert len(children) == 5
+    types = Counter(span.span_type for span in trace.data.spans)
+    assert types == {"AGENT": 1, "CHAIN": 4, "LLM": 3, "TOOL": 2}
     assert len(provider.bills) == 3
     assert tokens(trace) == billed(provider)
     assert_total_is_the_bill(trace, provider)
