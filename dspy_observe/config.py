@@ -109,7 +109,7 @@ class Observer:
         Raises:
             UnknownCallError: The object was not returned by an observed program run, or is a plain string or number.
         """
-        answer = LEDGER.answers.get(prediction)
+        answer = LEDGER.answer_of(prediction)
         if answer is None:
             raise UnknownCallError(
                 f"this {type(prediction).__name__} was not returned by a program run that this observer saw; "

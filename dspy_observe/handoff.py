@@ -31,8 +31,11 @@ _logger = logging.getLogger("dspy_observe")
 
 _SLOW_S: Final = 0.001
 """One piece of work may take this long; it is what a program call may lose to a sink."""
-_BLOCKED_S: Final = 0.2
-"""A single piece that takes this long is blocked: a busy machine explains some tens of milliseconds, not this."""
+_BLOCKED_S: Final = 1.0
+"""A single piece that takes this long is worth a warning: a busy machine explains some hundred milliseconds, not
+this."""
+_STUCK_S: Final = 0.1
+"""While one piece has taken this long, it does not help the sink that callers give way."""
 _IN_A_ROW: Final = 10
 """Quick pieces in succession before callers wait for a sink again."""
 _MAX_WAITING: Final = 2_000
@@ -118,7 +121,7 @@ class Handoff:
 
     def _is_blocked(self) -> bool:
         began = self._began
-        return began is not None and perf_counter() - began > _BLOCKED_S / 2
+        return began is not None and perf_counter() - began > _STUCK_S
 
     def _wait_for(self, done: threading.Event) -> None:
         """Wait while the sink is quick. Until it works on the piece, only the machine can be slow."""

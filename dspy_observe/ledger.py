@@ -51,10 +51,7 @@ class Clock:
 
 
 class Answer(NamedTuple):
-    """Which call, and so which program version, returned an object.
-
-    A tuple of plain values is left alone by the garbage collector; there is one for every answer that is alive.
-    """
+    """Which call, and so which program version, returned an object."""
 
     call_id: str
     program: str | None
@@ -104,7 +101,8 @@ class Ledger:
         self, *, max_open: int = MAX_OPEN_CALLS, max_ended: int = MAX_ENDED_CALLS, clock: Clock | None = None
     ) -> None:
         self.clock = clock or Clock()
-        self.answers: WeakIdentityMap[Answer] = WeakIdentityMap()
+        # One for every answer that is alive, as plain tuples, which the garbage collector leaves alone.
+        self._answers: WeakIdentityMap[tuple[Any, ...]] = WeakIdentityMap()
         self._max_open = max_open
         self._open: dict[str, _Entry] = {}
         # As plain tuples, which the garbage collector leaves alone.
@@ -126,6 +124,11 @@ class Ledger:
     def open_calls_of(self, kind: CallKind) -> int:
         """How many logical calls of one kind are open now."""
         return sum(entry.kind == kind and entry.shadow is None for entry in list(self._open.values()))
+
+    def answer_of(self, returned: object) -> Answer | None:
+        """The program run that returned this very object; ``None`` when none did that is known."""
+        found = self._answers.get(returned)
+        return Answer(*found) if found is not None else None
 
     def open(self, callback: Recorder, kind: CallKind, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         """A callback reports the start of a call, in the call's own thread and context. Never raises."""
@@ -303,7 +306,7 @@ class Ledger:
         self, call_id: str, entry: _Entry, outputs: Any, exception: BaseException | None, now: float
     ) -> CallRecord:
         start, capture = entry.start or self._begin(call_id, entry), entry.capture
-        bill = ttft = None
+        bill, ttft = _NO_BILL, None
         if capture is not None:
             capture.remove()
             if capture.first_chunk_at is not None:
@@ -324,16 +327,16 @@ class Ledger:
             max(0.0, now - entry.started_mono),
             calls.outcome_of(exception) if exception is not None else "ok",
             redact_name(type(exception).__name__) if exception is not None else None,
-            bill.model_served if bill is not None else None,
-            bill.response_id if bill is not None else None,
+            bill.model_served,
+            bill.response_id,
             ttft,
-            bill.usage if bill is not None else None,
-            bill.cost_usd if bill is not None else None,
-            bill.cost_saved_usd if bill is not None else None,
-            bill.cache_hit if bill is not None else None,
+            bill.usage,
+            bill.cost_usd,
+            bill.cost_saved_usd,
+            bill.cache_hit,
             None,
-            bill.finish_reason if bill is not None else None,
-            bill.billed_but_failed if bill is not None else False,
+            bill.finish_reason,
+            bill.billed_but_failed,
             score,
             dataset,
             entry.trace[0] if entry.trace is not None else None,
@@ -342,17 +345,17 @@ class Ledger:
             taken_outputs,
             message,
             entry.findings,
-            bill.cut_off if bill is not None else None,
+            bill.cut_off,
             entry.switch.from_model if entry.switch is not None else None,
             entry.switch.reason if entry.switch is not None else None,
             start.user,
         )  # fmt: skip
-        if entry.plan.prices and bill is not None and not record.cache_hit:
+        if entry.plan.prices and bill is not _NO_BILL and not record.cache_hit:
             with _GUARD_PRICE:
                 record = _priced(record, entry.plan.prices)
         if start.is_program and outputs is not None:
-            answer = Answer(start.call_id, start.program, start.version, start.role, record.trace_id)
-            self.answers.set(outputs, answer)
+            answer = (start.call_id, start.program, start.version, start.role, record.trace_id)
+            self._answers.set(outputs, answer)
         return record
 
     def _take_inputs(self, entry: _Entry, start: CallStart) -> None:
@@ -409,6 +412,9 @@ _PARENT_KINDS: Final = frozenset({"module", "tool", "evaluate", "compile", "inte
 
 _HANDED_OVER: Final = frozenset({"compile", "evaluate"})
 """Calls whose readers may need the program itself: rare ones, far from the hot path."""
+
+_NO_BILL: Final = billing.LMFacts(None, None, None, None, False, None, None, None, None)
+"""What is known of the bill of a call that is no LM call, or whose bill could not be read."""
 
 _GUARD_CONTENT = safety.guard("ledger.content")
 _GUARD_BILLING = safety.guard("ledger.billing")

@@ -189,21 +189,15 @@ def _quick(cls: type[Any]) -> Callable[..., Any]:
     """Make a function that builds a frozen slotted dataclass from all its fields, in order.
 
     The generated ``__init__`` of a frozen dataclass goes through ``object.__setattr__`` for every field, which for a
-    record costs more than all the rest of its making. This one fills a twin class with the same slots and then gives
-    the object its real class; the result is an ordinary frozen instance.
+    record costs more than all the rest of its making. This one fills an object of a twin class with the same slots and
+    then gives it its real class; the result is an ordinary frozen instance.
     """
     names = [f.name for f in fields(cls)]
-    body = "".join(f"\n  self.{name} = {name}" for name in names)
-    source = f"class Twin:\n __slots__ = slots\n def __init__(self, {', '.join(names)}):{body}"
-    scope: dict[str, Any] = {"slots": cls.__slots__}
+    body = "".join(f"\n made.{name} = {name}" for name in names)
+    source = f"def build({', '.join(names)}, /):\n made = new(Twin){body}\n made.__class__ = cls\n return made"
+    scope: dict[str, Any] = {"new": object.__new__, "Twin": type("Twin", (), {"__slots__": cls.__slots__}), "cls": cls}
     exec(source, scope)  # noqa: S102 - the names come from the class above, as in dataclasses itself
-    twin = scope["Twin"]
-
-    def build(*values: Any) -> Any:
-        made = twin(*values)
-        made.__class__ = cls
-        return made
-
+    build: Callable[..., Any] = scope["build"]
     return build
 
 

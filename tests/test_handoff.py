@@ -92,9 +92,10 @@ def test_a_caller_that_wants_the_outcome_has_it_when_the_call_returns(site: str)
 
 
 def test_a_caller_does_not_wait_for_a_slow_sink_until_it_is_quick_again(
-    site: str, caplog: pytest.LogCaptureFixture
+    site: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The call returns while its own piece of work is under way; one warning tells of it."""
+    monkeypatch.setattr(handoff, "_BLOCKED_S", 0.2)
     sink, target = Sink(), Handoff(site, wait=True)
     sink.free.clear()
     with caplog.at_level(logging.WARNING, "dspy_observe"):

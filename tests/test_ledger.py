@@ -597,13 +597,13 @@ def test_answers_are_remembered_for_programs_only_and_as_long_as_they_live() -> 
         ledger.open(capture, "module", "i", Answer(), {})
         ledger.close(capture, "i", inner, None)
     ledger.close(capture, "m", outer, None)
-    found = ledger.answers.get(outer)
+    found = ledger.answer_of(outer)
     assert found is not None
     assert (found.call_id, found.program, found.version, found.role) == ("m", "Answer", None, "stable")
-    assert ledger.answers.get(inner) is None
+    assert ledger.answer_of(inner) is None
     del outer
     gc.collect()
-    assert len(ledger.answers) == 0
+    assert len(ledger._answers) == 0
 
 
 def test_a_linked_span_appears_in_the_record_in_hexadecimal(ledger: Ledger) -> None:

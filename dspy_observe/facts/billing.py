@@ -40,7 +40,7 @@ _DETAILS: Final = ("cached_tokens", "cache_creation_tokens", "reasoning_tokens")
 class LMFacts:
     """Figures of one finished LM call; the fields are those of :class:`~dspy_observe.records.CallRecord`."""
 
-    usage: Usage
+    usage: Usage | None
     cost_usd: float | None
     cost_saved_usd: float | None
     cache_hit: bool | None

@@ -16,7 +16,7 @@ from dspy.utils.exceptions import LMError, LMRateLimitError, LMTimeoutError
 
 from dspy_observe.errors import ConfigurationError
 from dspy_observe.facts.identity import WeakIdentityMap
-from dspy_observe.facts.lm import HistoryTap
+from dspy_observe.facts.lm import HistoryTap, setting
 from dspy_observe.facts.users import current_user
 from dspy_observe.records import ROLES, CallKind, CallStart, Outcome, make_call_start
 from dspy_observe.redaction import redact, redact_name
@@ -165,7 +165,7 @@ def begin(
         name, provider = _model_facts(_model_name(instance))
         model = name
         operation = _OPERATIONS.get(getattr(instance, "model_type", "chat"), "chat")
-        streaming = dspy.settings.send_stream is not None
+        streaming = setting(thread_local_overrides.get(), "send_stream") is not None
     elif kind == "tool":
         name = redact_name(str(getattr(instance, "name", None) or type(instance).__name__))
         operation = "execute_tool"
@@ -210,7 +210,7 @@ def _model_name(instance: Any) -> str:
 
 
 def _caller_modules() -> tuple[Any, ...]:
-    modules = dspy.settings.caller_modules
+    modules = setting(thread_local_overrides.get(), "caller_modules")
     return tuple(module for module in modules if type(module) is not HistoryTap) if modules else ()
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from dspy.dsp.utils.settings import main_thread_config, thread_local_overrides
 from dspy.utils.callback import ACTIVE_CALL_ID
 
-__all__ = ["HistoryTap", "LMCapture", "report"]
+__all__ = ["HistoryTap", "LMCapture", "report", "setting"]
 
 
 class UsageTap:
@@ -134,9 +134,9 @@ class LMCapture:
     def install(self) -> None:
         """Put the taps into the settings of the current context."""
         before = thread_local_overrides.get()
-        tracker = _alive(_setting(before, "usage_tracker"))
-        modules = _setting(before, "caller_modules") or ()
-        stream = _alive(_setting(before, "send_stream"))
+        tracker = _alive(setting(before, "usage_tracker"))
+        modules = setting(before, "caller_modules") or ()
+        stream = _alive(setting(before, "send_stream"))
         taps: dict[str, Any] = {
             "usage_tracker": UsageTap(self, tracker),
             # In front: DSPy and its users look at the last module as the innermost caller.
@@ -175,12 +175,18 @@ class LMCapture:
 
 def report(entry: Mapping[str, Any]) -> None:
     """Hand a history entry to the call that is active, for models whose calls DSPy does not record."""
-    for owner in _setting(thread_local_overrides.get(), "caller_modules") or ():
+    for owner in setting(thread_local_overrides.get(), "caller_modules") or ():
         if type(owner) is HistoryTap:
             owner.append(entry)
 
 
-def _setting(overrides: Mapping[str, Any], key: str) -> Any:
+def setting(overrides: Mapping[str, Any], key: str) -> Any:
+    """One of DSPy's settings: ``dspy.settings`` takes twenty times as long to tell it.
+
+    Args:
+        overrides: What ``thread_local_overrides`` holds here.
+        key: The setting's name.
+    """
     return overrides[key] if key in overrides else main_thread_config.get(key)
 
 

@@ -116,7 +116,7 @@ def test_nothing_grows(observed: Any, answering: Any, small_ledger: Ledger, monk
     """Case 38: what ended calls leave is bounded: entries, captures, ended calls, ended spans, answers."""
     monkeypatch.setattr(observed.otel._layers, "_ended", Recent(50))
     before = objects_of(_Entry, LMCapture)
-    answers = len(small_ledger.answers)
+    answers = len(small_ledger._answers)
     predict = dspy.Predict("question -> answer")
     with dspy.context(lm=answering(), callbacks=[observed.otel], trace=None):
         for number in range(1_000):
@@ -125,7 +125,7 @@ def test_nothing_grows(observed: Any, answering: Any, small_ledger: Ledger, monk
     assert objects_of(_Entry, LMCapture) <= before
     assert len(small_ledger._ended) <= 100
     assert len(observed.otel._layers._ended) <= 100
-    assert len(small_ledger.answers) <= answers
+    assert len(small_ledger._answers) <= answers
 
 
 def test_a_full_ledger_drops_the_oldest(observed: Any) -> None:

@@ -52,7 +52,7 @@ from dspy_observe.callbacks.otel.context import Layers
 from dspy_observe.callbacks.otel.inference import Inference, open_inference
 from dspy_observe.callbacks.otel.pipeline import Pipeline
 from dspy_observe.callbacks.otel.shield import shield_spans
-from dspy_observe.callbacks.otel.spans import CallSpan, SpanMaker
+from dspy_observe.callbacks.otel.spans import CallSpan, SpanMaker, is_light
 from dspy_observe.environment import env_default, parse_bool
 from dspy_observe.errors import ConfigurationError
 from dspy_observe.handoff import Handoff
@@ -147,7 +147,7 @@ class OTelCallback(RecordCallback):
         kind = SpanKind.CLIENT if inference else SpanKind.INTERNAL
         at = int(start.started_at * _NANOSECONDS)
         span = self._maker.start(name, kind, base, self._layers.span_in(base), attributes, at)
-        if isinstance(span, CallSpan):
+        if is_light(span):
             self._layers.enter(start, span, base, inference=inference)
             LEDGER.link(start.call_id, span.trace_id, span.span_id)
             return
@@ -175,7 +175,7 @@ class OTelCallback(RecordCallback):
             return
         # Each by itself: a sum in Unix seconds is only good to a quarter of a microsecond.
         end_time = int(record.started_at * _NANOSECONDS) + int(record.duration_s * _NANOSECONDS)
-        if isinstance(span, CallSpan) and not span.touched and record.error_type is None:
+        if is_light(span) and not span.touched and record.error_type is None:
             span.finish(self._whole(span, record), end_time)
             self._deliver(self._maker.deliver, span)
             return

@@ -13,7 +13,7 @@ stays current: that library's next spans belong below its own, not below ours. T
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from opentelemetry import context as context_api
 from opentelemetry.context import Context
@@ -28,7 +28,7 @@ from opentelemetry.trace import (
 )
 
 from dspy_observe.callbacks.otel.inference import announce
-from dspy_observe.callbacks.otel.spans import CallSpan
+from dspy_observe.callbacks.otel.spans import is_light
 from dspy_observe.conventions import MAX_ENDED_CALLS
 from dspy_observe.facts.recent import Recent
 from dspy_observe.records import CallStart
@@ -111,11 +111,13 @@ class Layers:
             inference: Whether the span stands for a model inference, which other instrumentations then leave to us.
         """
         previous = context_api.get_current()
-        behind = self._stays_current(previous, span)
+        newest = previous.get(_LAYER)
+        below_own = isinstance(newest, Layer) and newest.owner is self and newest.call_id == start.parent_id
+        # Directly below a layer of ours, parent_context() has seen to what is current.
+        behind = not (below_own and base is previous) and self._stays_current(previous, span)
         announced = None
         if inference and not behind:
             base, announced = announce(base, span, start.operation)
-        newest = previous.get(_LAYER)
         if isinstance(newest, Layer) and not newest.open:
             _forget_dead_layers(newest)
         layer = Layer(self, start.call_id, span, base, previous, announced)
@@ -159,8 +161,8 @@ class Layers:
         layer.open = False
         layer.given_up = given_up
         layer.context = _EMPTY  # a context holds its layer: without this the two would wait for the garbage collector
-        span = layer.span
-        if isinstance(span, CallSpan):
+        span: Any = layer.span
+        if is_light(span):
             self._ended.remember(call_id, (span.trace_id, span.span_id, span.flags))
         else:
             place = span.get_span_context()
@@ -178,8 +180,8 @@ class Layers:
     @staticmethod
     def span_in(context: Context) -> Span | None:
         """The span of a context, as it is: the parent of what begins there."""
-        span = context.get(_SPAN_KEY)
-        return span if isinstance(span, Span) else None
+        span: Any = context.get(_SPAN_KEY)
+        return span if is_light(span) or isinstance(span, Span) else None
 
     def owns(self, told: object) -> bool:
         """Whether a span, or what was announced of it, is of a call around us, by this or another callback of ours."""
@@ -197,6 +199,8 @@ class Layers:
     def _stays_current(self, ambient: Context, span: Span) -> bool:
         """Whether the current span is an open one of others that ours has no place below."""
         current = ambient.get(_SPAN_KEY)
+        if current is None:
+            return False
         return isinstance(current, Span) and current.is_recording() and not self._is_of(span, current)
 
     def _past_others(self, ambient: Context) -> Context:
@@ -220,8 +224,9 @@ class Layers:
         return layer if isinstance(layer, Layer) and layer.owner is self else None
 
 
-def _trace_of(span: Span) -> int:
-    return span.trace_id if isinstance(span, CallSpan) else span.get_span_context().trace_id
+def _trace_of(span: Any) -> int:
+    found: int = span.trace_id if is_light(span) else span.get_span_context().trace_id
+    return found
 
 
 def _forget_dead_layers(newest: Layer) -> None:
