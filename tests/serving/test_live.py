@@ -392,6 +392,7 @@ def test_it_stops_when_nobody_holds_it(registry: SignatureRegistry, publish: Pub
     wait_until(lambda: not any(thread.is_alive() for thread in threads), "end of the threads")
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # from Python 3.12 on
 def test_a_forked_child_follows_with_threads_of_its_own(
     registry: SignatureRegistry, publish: Publish, follow: Follow
 ) -> None:

@@ -20,6 +20,9 @@ from dspy_observe.registry import SignatureRegistry
 from tests.servers import fetch, free_port, wait_until
 from tests.serving.conftest import Bot, Follow, Publish
 
+FORKING = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+"""From Python 3.12 on; that it works all the same is what is tested."""
+
 APPLICATION = """
     import json, os
     import dspy
@@ -113,6 +116,7 @@ def test_workers_of_gunicorn_follow_what_its_parent_loaded(
         assert {arm for found in arms.values() for arm in found} == {("v2", "stable"), ("v3", "canary")}
 
 
+@FORKING
 def test_a_fork_waits_until_nobody_looks(registry: SignatureRegistry, publish: Publish, follow: Follow) -> None:
     """A child that is forked while a version is being loaded finds no lock taken."""
     publish(registry, "v1")
@@ -147,6 +151,7 @@ def test_a_fork_waits_until_nobody_looks(registry: SignatureRegistry, publish: P
     live.wait_for("v1")
 
 
+@FORKING
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_forked_children_use_connections_of_their_own(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path, publish: Publish, follow: Follow
