@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -63,7 +64,7 @@ def gunicorn(folder: Path, place: str, base: str) -> Iterator[str]:
         wait_until(lambda: fetch(f"{url}/up"), "gunicorn", 60)
         yield url
     finally:
-        process.terminate()
+        process.send_signal(signal.SIGINT)  # SIGTERM waits for idle connections
         process.wait(30)
 
 
