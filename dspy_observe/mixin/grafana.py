@@ -1,8 +1,9 @@
 """Grafana's dashboard JSON, built by plain functions.
 
 Not by Grafana's foundation SDK, after a trial of both: `dspy-observe dashboards generate` runs where the package runs,
-so the SDK would become a dependency of everybody; its newest Python release stands at Grafana 11.6, hides behind an
-epoch in its version (a plain install brings 10.1), and writes zero ids and empty variables, which need cleaning up.
+so the SDK would become a dependency of everybody; its newest Python release stands at Grafana 11.6 and hides behind an
+epoch in its version (a plain install brings 10.1); and what it writes has panels without ids, queries without letters,
+and settings of interval variables in all others, which would have to be mended afterwards.
 What is left for it to do are these two hundred lines. The output is type-checked against Grafana's own published
 TypeScript schema by ``make check-schema``.
 """
