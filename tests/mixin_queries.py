@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import promql_parser
 
-__all__ = ["inserted", "selectors"]
+__all__ = ["inserted", "label_values", "selectors"]
 
 
 def selectors(expr: str) -> list[tuple[str, dict[str, str]]]:
@@ -42,3 +43,14 @@ def inserted(expr: str, rate_interval: str = "5m", shown: str = "1h") -> str:
         filled = filled.replace(f"${name}", ".+")
     assert "$" not in filled.replace('|"', ""), f"a variable is left in {filled}"
     return filled
+
+
+def label_values(query: str) -> str:
+    """The series that a variable's query takes its values from.
+
+    Args:
+        query: ``label_values(series, label)``.
+    """
+    found = re.fullmatch(r"label_values\((.+), (\w+)\)", query)
+    assert found is not None, query
+    return found[1]

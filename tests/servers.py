@@ -191,6 +191,7 @@ class Prometheus(Server):
         scrape: Scrape interval.
         evaluation: Evaluation interval of rules that have none of their own.
         resend: How often a firing alert is sent again.
+        also_itself: Whether it scrapes itself, too.
     """
 
     program = "prometheus"
@@ -205,8 +206,11 @@ class Prometheus(Server):
         scrape: str = "1s",
         evaluation: str = "1s",
         resend: str = "1s",
+        also_itself: bool = False,
     ) -> None:
         super().__init__(folder)
+        if also_itself:
+            targets = [*targets, f"127.0.0.1:{self.port}"]
         self._resend = resend
         if isinstance(rules, Mapping):
             path = folder / "rules.yml"
@@ -233,6 +237,13 @@ class Prometheus(Server):
         """The result of an instant query: one mapping with ``metric`` and ``value`` for each series."""
         answer = fetch(f"{self.url}/api/v1/query?{urllib.parse.urlencode({'query': expression})}")
         return list(answer["data"]["result"])
+
+    def exemplars(self, expression: str, seconds: float = 600.0) -> list[dict[str, Any]]:
+        """The exemplars of the series of an expression, of the last so many seconds."""
+        now = time.time()
+        options = urllib.parse.urlencode({"query": expression, "start": now - seconds, "end": now})
+        answer = fetch(f"{self.url}/api/v1/query_exemplars?{options}")
+        return list(answer["data"])
 
     def wait_for(self, expression: str, timeout_s: float = 20.0) -> list[dict[str, Any]]:
         """Wait until an instant query has a result, and give it; ``up == 1`` is the first to wait for."""

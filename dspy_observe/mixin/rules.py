@@ -100,7 +100,7 @@ def _budget_left(o: DashboardOptions) -> Group:
             Recording(calls, increase(o, _RUNS, _BUDGET_WINDOW_S, PROGRAM, LIVE)),
             Recording(budget_left(), f"1 - {ratio} / {n(round(1 - o.success_objective, 9))}"),
         ],
-        interval_s=max(o.evaluation_interval_s, 120.0),
+        interval_s=min(8 * o.evaluation_interval_s, 120.0),
     )
 
 

@@ -110,7 +110,9 @@ SECTIONS: Final = {
     "DSPyEvaluationBelowBaseline": Section(
         "The deployed version's last evaluation on a held-out set is more than 5 % below the best mean that a deployed "
         "version, itself included, had on the same set.",
-        "Answers are worse than what was released.",
+        "Answers are worse than what was released. On a set of fewer than about a hundred examples chance alone "
+        "moves the "
+        "mean by so much; take evaluation out of the option rollback_signals then.",
         (
             _DECISIONS,
             "dspy-observe registry history $PROGRAM $VERSION",
