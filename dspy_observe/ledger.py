@@ -367,7 +367,11 @@ class Ledger:
                 redactor.add_secrets(secrets)
         entry.inputs, found = self._clean(entry.plan, content.inputs_of(start.kind, entry.instance, entry.raw))
         entry.findings = found
-        entry.begun = replace(start, inputs=entry.inputs)
+        entry.begun = make_call_start(
+            start.call_id, start.parent_id, start.root_id, start.kind, start.name, start.program, start.version,
+            start.role, start.is_program, start.operation, start.model_requested, start.provider, start.streaming,
+            start.started_at, entry.inputs,
+        )  # fmt: skip
 
     def _take_outputs(self, entry: _Entry, outputs: Any, exception: BaseException | None) -> tuple[Any, str | None]:
         taken, found = self._clean(entry.plan, content.outputs_of(entry.kind, outputs))

@@ -12,7 +12,7 @@ import pytest
 from dspy_observe.redaction import Redaction, Redactor
 from dspy_observe.redaction.keys import FAMILIES, KeyFamily, api_keys
 from dspy_observe.redaction.numbers import runs
-from dspy_observe.redaction.shape import LONGEST_LITERAL, SHORTEST_TOKEN, TOKEN_CHARS, Lowered, lower
+from dspy_observe.redaction.shape import LONGEST_LITERAL, SHORTEST_TOKEN, TOKEN_CHARS, Edit, Lowered, lower
 
 TOKEN = frozenset(TOKEN_CHARS.decode())
 BESIDE = {"okta": " ", "teams webhook": "@"}  # characters of a key that stand outside its long token
@@ -94,7 +94,7 @@ def test_what_was_absent_is_seen_again_only_where_something_changed() -> None:
     assert not before.has("key")
     assert not before.has("z" * (LONGEST_LITERAL + 1) + "!")
     text = "x pass y " + "z" * 2 * LONGEST_LITERAL + "z!"
-    after = Lowered(text, before, [(4, 6)])
+    after = Lowered(text, before, [Edit(3, 10, 3, 6), Edit(len(before), len(before), len(text) - 2, len(text))])
     assert after.has("pass")
     assert not after.has("key")
     assert after.has("z" * (LONGEST_LITERAL + 1) + "!")  # too long to be sure of

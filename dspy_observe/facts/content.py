@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import lru_cache
+from itertools import islice
 from typing import Any, Final
 
 import dspy
@@ -37,6 +39,8 @@ _SAMPLING: Final = frozenset(
 _SECRET_WORDS: Final = ("key", "token", "secret", "password", "authorization", "credential")
 _COUNTS: Final = ("tokens", "max_", "num_")
 _NAMES: Final = KeyNames(DEFAULT_DENY_KEYS, DEFAULT_ALLOW)
+_NUMBERS: Final = frozenset({int, float, bool, type(None)})
+"""What most arguments are, and what holds nothing."""
 _MIN_SECRET: Final = 8  # characters; shorter ones ("x", "EMPTY") are placeholders and would blank out ordinary words
 
 
@@ -51,9 +55,8 @@ def inputs_of(kind: CallKind, instance: Any, inputs: Mapping[str, Any]) -> Any:
     if kind == "lm":
         return _lm_inputs(instance, inputs)
     if kind == "module":
-        positional = inputs.get("args") or ()
-        given = dict(inputs.get("kwargs") or {})
-        return _plain({"args": list(positional), **given} if positional else given, 0)
+        positional, given = inputs.get("args"), inputs.get("kwargs") or {}
+        return _mapping({"args": list(positional), **given} if positional else given, 0)
     if kind == "tool":
         return _plain(inputs.get("kwargs") or {}, 0)
     if kind == "adapter_format":
@@ -114,15 +117,20 @@ _looked_up: WeakIdentityMap[bool] = WeakIdentityMap()
 
 def _collect(source: Mapping[Any, Any], found: list[str], depth: int) -> None:
     for name, value in source.items():
-        if isinstance(value, Mapping) and depth < _MAX_DEPTH:
-            _collect(value, found, depth + 1)
-        elif isinstance(value, str) and len(value) >= _MIN_SECRET and _is_secret(str(name)):
+        if type(value) in _NUMBERS:
+            continue
+        if isinstance(value, str):
+            if len(value) < _MIN_SECRET or not _is_secret(str(name)):
+                continue
             found.append(value)
             _, space, rest = value.partition(" ")
             if space and len(rest) >= _MIN_SECRET:  # "Bearer abc" also appears without its scheme
                 found.append(rest)
+        elif isinstance(value, Mapping) and depth < _MAX_DEPTH:
+            _collect(value, found, depth + 1)
 
 
+@lru_cache(maxsize=1024)
 def _is_secret(name: str) -> bool:
     lowered = name.lower()
     named = any(word in lowered for word in _SECRET_WORDS) and not any(word in lowered for word in _COUNTS)
@@ -157,10 +165,13 @@ def _size_or_class(value: Any) -> Any:
 
 
 def _plain(value: Any, depth: int) -> Any:
-    if value is None or isinstance(value, str | int | float | bool):
+    kind = type(value)
+    if kind is str or kind in _NUMBERS or isinstance(value, str | int | float):
         return value
     if depth >= _MAX_DEPTH:
-        return f"<{type(value).__name__}>"
+        return f"<{kind.__name__}>"
+    if kind is dict:
+        return _mapping(value, depth)
     if isinstance(value, dspy.Example):  # Prediction too
         return _mapping(dict(value.items()), depth)
     if isinstance(value, Mapping):
@@ -182,6 +193,7 @@ def _plain(value: Any, depth: int) -> Any:
 
 
 def _mapping(value: Mapping[Any, Any], depth: int) -> dict[str, Any]:
-    pairs = zip(range(_MAX_ITEMS), value.items(), strict=False)
-    return {name if isinstance(name, str) else f"<{type(name).__name__}>": _plain(item, depth + 1)
-            for _, (name, item) in pairs}  # fmt: skip
+    pairs = value.items() if len(value) <= _MAX_ITEMS else islice(value.items(), _MAX_ITEMS)
+    return {name if isinstance(name, str) else f"<{type(name).__name__}>":
+            item if type(item) is str else _plain(item, depth + 1)
+            for name, item in pairs}  # fmt: skip

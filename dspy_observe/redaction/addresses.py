@@ -7,11 +7,12 @@ A pattern that begins with ``[\w.+-]+@`` is quadratic on long texts without an `
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Final
 
 from dspy_observe.redaction import validators
-from dspy_observe.redaction.shape import Lowered, classes
+from dspy_observe.redaction.shape import Lowered
 
 __all__ = ["emails", "ibans", "ip_addresses"]
 
@@ -142,16 +143,19 @@ _ADDRESS_BEFORE: Final = re.compile(
 _WORD_BEFORE: Final = re.compile(r"[a-z][\w.\-]{0,30}[ :=/]{1,2}$")
 
 
-def ip_addresses(text: str, lowered: str) -> Iterator[Span]:
+def ip_addresses(text: str, lowered: str) -> Iterable[Span]:
     """IPv4 and IPv6 addresses; four dotted numbers after a word for versions, or small ones after a name, are none."""
-    if text.count(".") >= 3:
-        yield from _v4(text, lowered)
-    if text.count(":") >= 2:
-        yield from _v6(text)
+    known = Lowered.of(text, lowered)
+    found: list[Span] = []
+    if known.numbers:
+        found.extend(_v4(text, known))
+    if not known.lacks_match(_PAIR_IN_LOWER_CASE):
+        found.extend(_v6(text))
+    return found
 
 
-def _v4(text: str, lowered: str) -> Iterator[Span]:
-    for match in _V4_TAIL.finditer(text):
+def _v4(text: str, lowered: Lowered) -> Iterator[Span]:
+    for match in chain.from_iterable([_V4_TAIL.finditer(text, *window) for window in lowered.numbers]):
         start = match.start()
         while start > 0 and match.start() - start < 4 and text[start - 1] in "0123456789":
             start -= 1
@@ -184,6 +188,7 @@ def _tied(lowered: str, start: int) -> bool:
     return lowered[start - 2 : start] in ("ip", "\\n", "\\t", "\\r") or lowered[start - 4 : start] in ("ipv4", "addr")
 
 
+_PAIR_IN_LOWER_CASE: Final = re.compile(r":[0-9a-f]{0,4}:")
 _PAIR: Final = re.compile(r":[0-9A-Fa-f]{0,4}:")
 _V6_CHARS: Final = re.compile(r"[0-9A-Fa-f:]{2,45}(?:(?<=:)[0-9]{1,3}(?:\.[0-9]{1,3}){3}|(?<=:[0-9])(?:\.[0-9]{1,3}){3}|"
                               r"(?<=:[0-9]{2})(?:\.[0-9]{1,3}){3}|(?<=:[0-9]{3})(?:\.[0-9]{1,3}){3})?")  # fmt: skip
@@ -232,14 +237,13 @@ _IBAN: Final = re.compile(
 )
 
 
-_LETTERS_DIGITS: Final = classes(a=b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz", **{"0": b"0123456789"})
-
-
-def ibans(text: str, lowered: str) -> Iterator[Span]:
+def ibans(text: str, lowered: str) -> Iterable[Span]:
     """International bank account numbers of every registered country, grouped or not, in any case (mod 97)."""
-    first = Lowered.of(text, lowered).raw.translate(_LETTERS_DIGITS).find(b"aa00")
-    if first < 0:
-        return
+    first = Lowered.of(text, lowered).letters_digits
+    return _ibans(text, first) if first >= 0 else ()
+
+
+def _ibans(text: str, first: int) -> Iterator[Span]:
     for match in _IBAN.finditer(text, first + 2):
         start = match.start() - 2
         length = validators.iban_length(text[start : start + 2].upper())

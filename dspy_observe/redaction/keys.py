@@ -8,7 +8,7 @@ wider than documented: providers lengthen keys without notice, and a cut key sti
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Final, NamedTuple
 
@@ -295,6 +295,7 @@ _LITERALS = frozenset(
 )
 _MARKED, _PLAIN, _CAPITALS = _split(FAMILIES)
 _CAPITAL: Final = re.compile("[A-Z]")
+_DRAWN: Final = re.compile("[A-Z0-9]")  # what every key has
 _SPACED_LEAD: Final = "SSWS "  # the one lead that ends outside its token
 _DIGIT_LEAD: Final = "dt0"  # soon followed by digits, which may be of any script and then end the token
 _SIZES: Final = tuple(sorted({len(lead) for lead in _MARKED}))
@@ -307,18 +308,27 @@ _NAME: Final = re.compile(r"[a-z]{1,20}(?:[-_.][a-z0-9]{1,10}){0,30}$|[-_.a-z]{0
 _ESCAPE_BEFORE: Final = re.compile(r"(?:\\[nrtbf]|\\u[0-9a-fA-F]{4}|%[0-9A-Fa-f]{2})$")
 
 
-def api_keys(text: str, lowered: str) -> Iterator[Span]:
+def api_keys(text: str, lowered: str) -> Iterable[Span]:
     """Keys of the families, at the beginning of a word. All but the space in one lead are inside long tokens."""
     known = Lowered.of(text, lowered)
-    tokens, windows = known.long_tokens, known.spans
-    if not text.isascii() and _DIGIT_LEAD in text:
+    windows = known.spans
+    tokens = known.long_tokens if windows else ""
+    if text.isascii():
+        if _DRAWN.search(tokens) is None:
+            tokens = ""
+    elif _DIGIT_LEAD in text:
         tokens, windows = text, [(0, len(text))]
+    capitals = _CAPITAL.search(tokens) is not None or ("W" in text and _SPACED_LEAD in text)
+    return _api_keys(text, tokens, windows, capitals) if tokens or capitals else ()
+
+
+def _api_keys(text: str, tokens: str, windows: list[Span], capitals: bool) -> Iterator[Span]:
     if tokens:
         yield from _marked(text, windows)
         for lead, pattern in _PLAIN:
             if lead in tokens:
                 yield from _unmarked(text, lead, pattern)
-    if _CAPITAL.search(tokens) or (known.has("ssws ") and _SPACED_LEAD in text):
+    if capitals:
         yield from _unmarked(text, "", _CAPITALS)
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from dspy_observe.redaction import validators
-from dspy_observe.redaction.shape import Lowered, classes
+from dspy_observe.redaction.shape import Lowered
 
 __all__ = ["Run", "cards", "cn_ids", "phones", "runs", "ssns"]
 
@@ -137,36 +137,33 @@ class Run:
         return char not in ".-" or at + 1 >= len(text) or not text[at + 1].isdecimal()
 
 
-_NUMBER: Final = classes(**{"0": b"0123456789 .()-"})
-_SHORTEST: Final = 7  # characters of a run
+_DIGITS: Final = re.compile("[0-9]+")
+_LONGEST_ESCAPE: Final = 6  # characters; it may touch a number, or end in what looks like one
 
 
 def runs(text: str, lowered: str) -> Iterator[Run]:
     """The runs of a text that can hold a number of seven digits or more."""
-    escapes = "%" in text or "\\u" in text
-    plain, escaped = (_PLAIN, _ESCAPED) if text.isascii() else (_WIDE_PLAIN, _WIDE_ESCAPED)
-    pattern = escaped if escapes else plain
-    at, escape_end = 0, -1
+    escapes = "%" in text or ("\\" in text and "\\u" in text)
+    if text.isascii():
+        pattern = _ESCAPED if escapes else _PLAIN
+        windows = Lowered.of(text, lowered).numbers
+    else:
+        pattern, windows = _WIDE_ESCAPED if escapes else _WIDE_PLAIN, [(0, len(text))]
+    for start, end in windows:
+        yield from _runs_within(text, lowered, pattern, max(0, start - _LONGEST_ESCAPE) if escapes else start, end)
+
+
+def _runs_within(text: str, lowered: str, pattern: re.Pattern[str], at: int, until: int) -> Iterator[Run]:
+    escape_end = -1
     search = pattern.search
-    flat = Lowered.of(text, lowered).raw.translate(_NUMBER) if text.isascii() else b""
-    while True:
-        if flat:  # no run is shorter; in prose there is seldom anything as long
-            near = flat.find(b"0" * _SHORTEST, at)
-            if near < 0:
-                return
-            if not escapes:  # an escape before it takes digits away from it
-                at = near
-        match = search(text, at)
-        if match is None:
-            return
+    while (match := search(text, at, until)) is not None:
         start, end = match.span()
-        if escapes and text[start] in "\\%":
+        if text[start] in "\\%":
             at = escape_end = end
             continue
-        piece = text[start:end]
         if end - start < _LONGEST:
             at = end
-            if _FRACTION.fullmatch(piece) is None:
+            if _FRACTION.fullmatch(match.group()) is None:
                 run = Run(text, lowered, start, end, start == escape_end)
                 if run.digits >= _FEWEST:
                     yield run
@@ -313,21 +310,12 @@ def _international(run: Run) -> Span | None:
     if t[0] == "0":
         return None
     limit = 11 if t[0] == "1" else 13 if t.startswith("86") else 12 if t[:2] in ("44", "33", "81", "91", "61") else 15
-    count, end, gap = 0, 0, 0
-    for k, char in enumerate(t):
-        if char.isdigit():
-            count, gap = count + 1, 0
-            if count > limit:
-                break
-            if k + 1 == len(t) or not t[k + 1].isdigit():
-                end = k + 1
-        else:
-            gap += 1
-            if gap > 3:
-                break
-    if count > limit and end == 0:
-        return None
-    digits = sum(c.isdigit() for c in t[:end])
+    digits = end = 0
+    for group in _DIGITS.finditer(t):
+        if group.start() - end > 3 or digits + group.end() - group.start() > limit:
+            break
+        digits += group.end() - group.start()
+        end = group.end()
     if not 8 <= digits <= 15 or not run._free_right(end):
         return None
     return _widened(run, 0, end)

@@ -37,6 +37,8 @@ _HASHED: Final = re.compile(r"<[A-Z][A-Z0-9_]{0,63}:[a-p]{8,32}>")
 _LONGEST_HASHED: Final = 99
 _OWN_WORDS: Final = ("TRUNCATED", "REDACTION_ERROR", "KNOWN_SECRET", "CHARS")
 
+_Redacted = tuple[Any, tuple[Finding, ...]]
+_Key = bytes | tuple[Any, ...]
 FailureHook = Callable[[str, int], None]
 """Called with the error's type name and the length of what was dropped."""
 
@@ -62,7 +64,8 @@ class Redactor:
         self._secrets: OrderedDict[str, None] = OrderedDict()
         self._known: tuple[str, ...] = ()
         self._memory: Memory[str, tuple[str, tuple[str, ...]]] = Memory()
-        self._values: Memory[bytes, tuple[Any, tuple[Finding, ...]]] = Memory()
+        self._values: Memory[_Key, tuple[_Redacted, tuple[Any, ...] | None]] = Memory()
+        self._ordinary: set[str] = set()
         self._names = KeyNames(self.options.deny_keys, self.options.allow)
         self._replacers: dict[str, Callable[[str], str]] = {}
         self._outputs: set[str] = set()
@@ -124,15 +127,15 @@ class Redactor:
         if type(value) is str and value[:1] not in "[{":
             out, entities = self.scan_text(value)
             return out, tuple(Finding(entity, "") for entity in entities)
-        memory, key = self._values, _value_key(value)
+        memory, (key, held) = self._values, _value_key(value)
         if key is not None and (known := memory.get(key)) is not None:
-            return known
-        walker = walk.Walker(self.scan_text, self.failed, self._names.is_secret, self.drop_value)
+            return known[0]
+        walker = walk.Walker(self.scan_text, self.failed, self._names.is_secret, self.drop_value, self._ordinary)
         failures = self._failures
         try:
             found = walker.copy(value), tuple(walker.findings)
             if key is not None and failures == self._failures:
-                memory.keep(key, found, 2 * len(key))
+                memory.keep(key, (found, held), 2 * (len(key) if held is None else _characters(held)))
             return found  # noqa: TRY300 - the way without an error
         except Exception as error:  # noqa: BLE001 - a hostile object must not reach the program, nor its content leave
             return self.failed(error, None), ()
@@ -165,6 +168,7 @@ class Redactor:
             forms = {form for value in self._secrets for form in (value, dumps(value)[1:-1], _percent_encoded(value))}
             self._known = tuple(sorted(forms, key=lambda form: (-len(form), form)))
             self._values = Memory()
+            self._ordinary = set()
             self._memory = Memory()  # what was clean before may hold one of the new secrets
 
     def drop_value(self, text: str) -> str:
@@ -259,14 +263,30 @@ def _percent_encoded(value: str) -> str:
     )
 
 
-def _value_key(value: Any) -> bytes | None:
-    """What tells plain values apart, types included; ``None`` for values that hold other objects or a cycle."""
+_PLAIN_TYPES: Final = frozenset({str, int, float, bool, type(None)})
+_NAMES_ONLY: Final = frozenset({str})
+
+
+def _value_key(value: Any) -> tuple[_Key | None, tuple[Any, ...] | None]:
+    """What tells plain values apart, types included, and what must be kept for it to stay so.
+
+    Of a dict without containers, these are its names and which very objects stand under them: nested modules pass
+    them on, and while they are kept no other object has their identity. The key is ``None`` for values that hold other
+    objects or a cycle.
+    """
     if type(value) is not dict:
-        return None
+        return None, None
+    held = tuple(value.values())
+    if _PLAIN_TYPES.issuperset(map(type, held)) and _NAMES_ONLY.issuperset(map(type, value)):
+        return (*value, *map(id, held)), held
     try:
-        return marshal.dumps(value, 2)  # from version 3 on the bytes depend on who else refers to the parts
+        return marshal.dumps(value, 2), None  # from version 3 on the bytes depend on who else refers to the parts
     except ValueError:
-        return None
+        return None, None
+
+
+def _characters(values: tuple[Any, ...]) -> int:
+    return sum(len(item) if type(item) is str else 8 for item in values)
 
 
 def credentials_only(options: Redaction | None = None) -> Redactor:

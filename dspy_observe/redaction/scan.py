@@ -12,7 +12,8 @@ from typing import Final, NamedTuple
 
 from dspy_observe.redaction import numbers
 from dspy_observe.redaction.detectors import Detector, Finder
-from dspy_observe.redaction.shape import Lowered
+from dspy_observe.redaction.seen import shape_of
+from dspy_observe.redaction.shape import Edit, Lowered
 
 __all__ = ["Hit", "Scanner"]
 
@@ -51,7 +52,7 @@ class Scanner:
     ) -> None:
         own = [detector for detector in detectors if isinstance(detector, Detector)]
         self._numbers = tuple((d.name, d.number) for d in own if d.number is not None)
-        self._searches = tuple((d.name, _gate(d.gate), d.find) for d in own if d.number is None)
+        self._searches = tuple((d.name, d.gate, d.scan or d.find) for d in own if d.number is None)
         self._finders = tuple((entity_of(d), d) for d in detectors if not isinstance(d, Detector))
         self._replace = replace
         self._keeps = keeps
@@ -77,7 +78,8 @@ class Scanner:
                 at = text.find(secret, at + len(secret))
         for name, gate, find in self._searches:
             if not gate or _passes(gate, lowered):
-                found.extend([Hit(start, end, name) for start, end in find(text, lowered)])
+                for start, end in find(text, lowered):
+                    found.append(Hit(start, end, name))
         if self._numbers:
             for run in numbers.runs(text, lowered):
                 for name, number in self._numbers:
@@ -104,14 +106,14 @@ class Scanner:
         entities: list[str] = []
         if len(text) > limit:
             text = cut(text, limit)
-        lowered = Lowered(text)
+        lowered = shape_of(text)
         for _ in range(_MAX_PASSES):
             hits = self._hits(text, lowered, known)
             if not hits:
                 break
             entities.extend(hit.entity for hit in hits)
             before = text
-            text, changed = self._rebuilt(text, hits)
+            text, edits = self._rebuilt(text, hits)
             if text == before:
                 break
             if len(text) > limit:
@@ -120,34 +122,29 @@ class Scanner:
                     break
                 lowered = Lowered(text)
             else:
-                lowered = Lowered(text, lowered, changed) if len(changed) <= _FEW else Lowered(text)
+                lowered = Lowered(text, lowered, edits) if len(edits) <= _FEW else Lowered(text)
         return text, entities
 
-    def _rebuilt(self, text: str, hits: list[Hit]) -> tuple[str, list[tuple[int, int]]]:
-        """The text with the hits replaced, and where the replacements stand in it."""
+    def _rebuilt(self, text: str, hits: list[Hit]) -> tuple[str, list[Edit]]:
+        """The text with the hits replaced, and what was replaced by what."""
         parts: list[str] = []
-        changed: list[tuple[int, int]] = []
+        edits: list[Edit] = []
         at = size = 0
         for start, end, entity in hits:
             parts.append(text[at:start])
             replacement = self._replace(entity, text[start:end])
             parts.append(replacement)
             size += start - at
-            changed.append((size, size + len(replacement)))
+            edits.append(Edit(start, end, size, size + len(replacement)))
             size += len(replacement)
             at = end
         parts.append(text[at:])
-        return "".join(parts), changed
+        return "".join(parts), edits
 
 
-def _gate(literals: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """Each literal with one character of it, punctuation if it has any: that is absent sooner, and found faster."""
-    return tuple((next((c for c in literal if not c.isalnum()), literal[:1]), literal) for literal in literals)
-
-
-def _passes(gate: tuple[tuple[str, str], ...], lowered: Lowered) -> bool:
-    for mark, literal in gate:  # noqa: SIM110 - a generator costs more than what it asks
-        if mark in lowered and lowered.has(literal):
+def _passes(gate: tuple[str, ...], lowered: Lowered) -> bool:
+    for literal in gate:  # noqa: SIM110 - a generator costs more than what it asks
+        if lowered.has(literal):
             return True
     return False
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from dspy_observe.redaction.keynames import KeyNames
@@ -35,13 +35,13 @@ def _jwt(head: str) -> re.Pattern[str]:
 _JWTS: Final = tuple((head, _jwt(head)) for head in ("eyJ", "ewog", "ewoJ", "ew0K"))
 
 
-def jwts(text: str, lowered: str) -> Iterator[Span]:
+def jwts(text: str, lowered: str) -> Iterable[Span]:
     """JSON web tokens: base64url of a JSON header, then one to four dotted parts (RFC 7519, RFC 7516)."""
-    tokens = Lowered.of(text, lowered).long_tokens
-    for head, pattern in _JWTS:
-        if head in tokens:
-            for match in pattern.finditer(text):
-                yield match.span()
+    known = Lowered.of(text, lowered)
+    if not known.spans:
+        return ()
+    tokens = known.long_tokens
+    return [match.span() for head, pattern in _JWTS if head in tokens for match in pattern.finditer(text)]
 
 
 _PEM_BEGIN: Final = re.compile(
@@ -58,32 +58,37 @@ _PUTTY: Final = re.compile(
 _PEM_LIMIT: Final = 32_768  # characters between BEGIN and END; an RSA key of 16 kbit has 12,000
 
 
-def pem_blocks(text: str, lowered: str) -> Iterator[Span]:
+def pem_blocks(text: str, lowered: str) -> Iterable[Span]:
     """Private keys in PEM form with their body, also with escaped line breaks, cut off, or base64-encoded once more."""
     known = Lowered.of(text, lowered)
+    plain = "V" in text and "PRIVATE KEY" in text  # one character is found many times faster
+    if not plain and not known.spans:
+        return ()
+    found = list(_plain_pem_blocks(text)) if plain else []
     tokens = known.long_tokens
-    if known.has("private key") and "PRIVATE KEY" in text:
-        done = 0
-        for begin in _PEM_BEGIN.finditer(text):
-            if begin.start() < done:
-                continue
-            end = text.find("END", begin.end(), begin.end() + _PEM_LIMIT)
-            last = (
-                _PEM_END.match(text, max(begin.end(), end - 6))
-                or _PEM_END.search(text, max(begin.end(), end - 6), end + 70)
-                if end >= 0
-                else None
-            )
-            if last is None:
-                last = _PEM_BODY.match(text, begin.end())
-            done = last.end() if last is not None else begin.end()
-            yield begin.start(), done
     if "LS0tLS1CRUdJTi" in tokens or "0tLS0tQkVHSU4g" in tokens or "tLS0tLUJFR0lOI" in tokens:
-        for match in _PEM_BASE64.finditer(text):
-            yield match.span()
+        found.extend([match.span() for match in _PEM_BASE64.finditer(text)])
     if "PuTTY-User-Key-File-" in tokens:
-        for match in _PUTTY.finditer(text):
-            yield match.span()
+        found.extend([match.span() for match in _PUTTY.finditer(text)])
+    return found
+
+
+def _plain_pem_blocks(text: str) -> Iterator[Span]:
+    done = 0
+    for begin in _PEM_BEGIN.finditer(text):
+        if begin.start() < done:
+            continue
+        end = text.find("END", begin.end(), begin.end() + _PEM_LIMIT)
+        last = (
+            _PEM_END.match(text, max(begin.end(), end - 6))
+            or _PEM_END.search(text, max(begin.end(), end - 6), end + 70)
+            if end >= 0
+            else None
+        )
+        if last is None:
+            last = _PEM_BODY.match(text, begin.end())
+        done = last.end() if last is not None else begin.end()
+        yield begin.start(), done
 
 
 _USERINFO: Final = re.compile(r"://([^\s/?#@:'\"<>\\]{0,128}):([^\s/'\"<>\\]{1,256})@(?=[^\s@])")
@@ -96,29 +101,28 @@ _QUERY: Final = re.compile(
 _TEMPLATE: Final = re.compile(r"<|\$\{|\{|\$\(|%\(|%s|\*{3}|\[")
 
 
-def url_credentials(text: str, lowered: str) -> Iterator[Span]:
+def url_credentials(text: str, lowered: str) -> Iterable[Span]:
     """Passwords in ``scheme://user:password@host`` and credentials in the query of a URL."""
-    if "://" in text and "@" in text:
+    users = "@" in text and "://" in text
+    query = "=" in text and ("?" in text or "&" in text)
+    return _url_credentials(text, lowered, users, query) if users or query else ()
+
+
+def _url_credentials(text: str, lowered: str, users: bool, query: bool) -> Iterator[Span]:
+    if users:
         for pattern, group in ((_USERINFO, 2), (_USER_ONLY, 1)):
             for match in pattern.finditer(text):
                 if not _TEMPLATE.match(match[group]) and (group == 2 or any(map(str.isdigit, match[1]))):
                     yield match.span(group)
-    if "?" in text or "&" in text:
+    if query:
         for match in _QUERY.finditer(lowered):
             value = text[match.start(1) : match.end(1)]
-            weak = lowered[match.start() + 1 : match.start(1) - 1] in (
-                "code",
-                "key",
-                "session",
-                "sid",
-                "ticket",
-                "auth",
-                "sig",
-            )
+            weak = lowered[match.start() + 1 : match.start(1) - 1] in _WEAK_PARAMETERS
             if not _TEMPLATE.match(value) and _drawn(value, 16 if weak else 6):
                 yield match.span(1)
 
 
+_WEAK_PARAMETERS: Final = frozenset({"code", "key", "session", "sid", "ticket", "auth", "sig"})
 _AUTH: Final = re.compile(r"(?:proxy-|proxy_)?authorization[\"'\\\]]{0,4}\s{0,4}(?:=>|[:=,])\s{0,4}")
 _AUTH_VALUE: Final = re.compile(
     r"\\{0,4}[\"'`]?(?:(?P<scheme>[A-Za-z][A-Za-z0-9\-]{2,24})[ \t]{1,4}(?=[^\s\"'\\,}]))?"
@@ -150,32 +154,37 @@ _SCHEMES: Final = frozenset(
 )
 
 
-def authorization(text: str, lowered: str) -> Iterator[Span]:  # noqa: C901 - one step for each form of header
+def authorization(text: str, lowered: str) -> Iterable[Span]:
     """Values of ``Authorization`` headers, and ``Bearer``, ``Token`` and ``Basic`` credentials anywhere."""
     known = Lowered.of(text, lowered)
+    basic = "B" in text and known.has("basic ") and "Basic " in text
+    scheme = bool(known.spans) and not known.lacks(_BEARERS)
+    if not basic and not scheme and known.lacks(_HEADERS):
+        return ()
+    found: list[Span] = []
     if known.has("auth") and known.has("authorization"):
-        for name in _AUTH.finditer(lowered):
-            match = _AUTH_VALUE.match(text, name.end())
-            if match is not None:
-                value, scheme = match["value"], match["scheme"]
-                if ((scheme or "").lower() in _SCHEMES and len(value) >= 6 and _not_code(value)) or (
-                    _drawn(value, 16) and not _WRITTEN.match(value)
-                ):
-                    yield match.span("value")
-    if known.spans and (
-        known.has("bearer")
-        or (known.has("token") and known.has("token "))
-        or (known.has("apikey ") and "ApiKey " in text)
-    ):
-        for match in _BEARER.finditer(text):
-            if _drawn(match["value"], 16):
-                yield match.span("value")
+        found.extend(_headers(text, lowered))
+    if scheme and (known.has("bearer") or known.has("token ") or "ApiKey " in text):
+        found.extend([m.span("value") for m in _BEARER.finditer(text) if _drawn(m["value"], 16)])
     if known.has("curl"):
-        for match in _CURL_USER.finditer(text):
-            yield match.span("value")
-    if known.has("basic ") and "Basic " in text:
-        for match in _BASIC.finditer(text):
-            if _is_basic(match["value"]):
+        found.extend([m.span("value") for m in _CURL_USER.finditer(text)])
+    if basic:
+        found.extend([m.span("value") for m in _BASIC.finditer(text) if _is_basic(m["value"])])
+    return found
+
+
+_HEADERS: Final = frozenset({"authorization", "curl"})
+_BEARERS: Final = frozenset({"bearer", "token ", "apikey "})
+
+
+def _headers(text: str, lowered: str) -> Iterator[Span]:
+    for name in _AUTH.finditer(lowered):
+        match = _AUTH_VALUE.match(text, name.end())
+        if match is not None:
+            value, scheme = match["value"], match["scheme"]
+            if ((scheme or "").lower() in _SCHEMES and len(value) >= 6 and _not_code(value)) or (
+                _drawn(value, 16) and not _WRITTEN.match(value)
+            ):
                 yield match.span("value")
 
 
@@ -196,13 +205,12 @@ _COOKIE_VALUE: Final = re.compile(
 )
 
 
-def cookies(text: str, lowered: str) -> Iterator[Span]:
+def cookies(text: str, lowered: str) -> Iterable[Span]:
     """Everything that stands in a ``Cookie`` or ``Set-Cookie`` header."""
-    if Lowered.of(text, lowered).has("cookie"):
-        for name in _COOKIE.finditer(lowered):
-            match = _COOKIE_VALUE.match(text, name.end())
-            if match is not None:
-                yield match.span()
+    if not Lowered.of(text, lowered).has("cookie"):
+        return ()
+    values = [_COOKIE_VALUE.match(text, name.end()) for name in _COOKIE.finditer(lowered)]
+    return [match.span() for match in values if match is not None]
 
 
 _WRITTEN: Final = re.compile(
@@ -223,13 +231,17 @@ def _drawn(value: str, least: int) -> bool:
 _SEPARATOR = r"(?:=>|:=|={1,3}|:{1,2}=?|\|{2}|,(?=\s?[\"'])|\((?=[\"'])|>(?=[^<\s]{4,200}</)| is | was |\s?[：＝]\s?|是|为|\s(?=[^\s]))"
 _FOLLOWED = rf"(?P<tail>[\w\-]{{0,32}})(?P<close>[\"'\\\]`)*]{{0,6}})\s{{0,8}}(?P<sep>{_SEPARATOR})\s{{0,8}}"
 _WORDS: Final = tuple(
-    (word, re.compile(word + rest + _FOLLOWED))
-    for word, rest in (
-        ("pass", r"(?:w(?:or)?d|phrase|code)?"), ("pwd", ""), ("secret", "s?"), ("token", "(?!s|iz|is)"), ("key", ""),
-        ("cred", "(?:ential)?s?"), ("auth", r"(?!or[^i]|e)"), ("jwt", ""), ("salt", ""), ("nonce", ""), ("cvv", ""),
-        ("cvc", ""), ("otp", ""), ("pw", ""), ("dsn", ""), ("connection", "[_ ]?string"),
+    (gate, word, re.compile(word + rest + _FOLLOWED))
+    for gate, word, rest in (
+        ("pass", "pass", r"(?:w(?:or)?d|phrase|code)?"), ("pw", "pwd", ""), ("cre", "secret", "s?"),
+        ("token", "token", "(?!s|iz|is)"), ("key", "key", ""), ("cre", "cred", "(?:ential)?s?"),
+        ("auth", "auth", r"(?!or[^i]|e)"), ("j", "jwt", ""), ("salt", "salt", ""), ("nonce", "nonce", ""),
+        ("cv", "cvv", ""), ("cv", "cvc", ""), ("otp", "otp", ""), ("pw", "pw", ""), ("dsn", "dsn", ""),
+        ("connection", "connection", "[_ ]?string"),
     )
 )  # fmt: skip
+"""Each with something that is found sooner, or that several words have."""
+_GATES: Final = frozenset(gate for gate, _, _ in _WORDS)
 _CHINESE_WORDS: Final = re.compile(r"(?:密码|口令|密钥|令牌|私钥|授权码)" + _FOLLOWED)
 _OPEN: Final = re.compile(r"(?:@?(?:\\{0,4}[\"`']|[bru]{1,2}[\"'])){1,3}")
 _UNQUOTED: Final = re.compile(r"[^\s\"'`,;&|<>(){}\[\]\\，。；、“”]{4,600}")
@@ -251,25 +263,22 @@ _SAFE: Final = re.compile(
 )
 
 
-def secrets_for(names: KeyNames) -> Callable[[str, str], Iterator[Span]]:
+def secrets_for(names: KeyNames) -> Callable[[str, str], Iterable[Span]]:
     """A search for the values of ``name=value`` under the given names, however it is written.
 
     Plain, quoted, JSON, escaped JSON, ``repr``, YAML, XML, command-line flags, function arguments and Chinese.
     """
 
-    def find(text: str, lowered: str) -> Iterator[Span]:
+    def find(text: str, lowered: str) -> Iterable[Span]:
         known = Lowered.of(text, lowered)
-        for word, pattern in _WORDS:
-            if known.has(word):
-                for hit in pattern.finditer(lowered):
-                    span = _value_of(text, hit, names)
-                    if span is not None:
-                        yield span
+        found: list[Span | None] = []
+        if not known.lacks(_GATES):
+            for gate, word, pattern in _WORDS:
+                if known.has(gate) and known.has(word):
+                    found.extend([_value_of(text, hit, names) for hit in pattern.finditer(lowered)])
         if not text.isascii():
-            for hit in _CHINESE_WORDS.finditer(text):
-                span = _value_of(text, hit, names)
-                if span is not None:
-                    yield span
+            found.extend([_value_of(text, hit, names) for hit in _CHINESE_WORDS.finditer(text)])
+        return [span for span in found if span is not None] if found else ()
 
     return find
 

@@ -6,23 +6,28 @@ are told apart by :meth:`bytes.translate` and found by :meth:`bytes.find`, which
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import Final, Self
+from collections.abc import Set as AbstractSet
+from typing import Final, NamedTuple, Self
 
-__all__ = ["LONGEST_LITERAL", "SHORTEST_TOKEN", "TOKEN_CHARS", "Lowered", "classes", "lower"]
+__all__ = ["LONGEST_LITERAL", "SHORTEST_NUMBER", "SHORTEST_TOKEN", "TOKEN_CHARS", "Edit", "Lowered", "lower"]
+
+Span = tuple[int, int]
 
 TOKEN_CHARS: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-.=+/%~$:"
 """The characters of a token; every key is made of them, or has enough of them in a row."""
 SHORTEST_TOKEN: Final = 13
 """Characters; the shortest key has as many: ``xoxa-`` and eight more."""
+SHORTEST_NUMBER: Final = 7
+"""Characters of the shortest run of digits and separators, and of the shortest IPv4 address."""
 LONGEST_LITERAL: Final = 32
 """Characters of a literal that is not looked for again where nothing was replaced."""
 
 _MOST_SPANS: Final = 64  # one search over the whole text costs less than so many over parts of it
-_NEEDLE: Final = b"a" * SHORTEST_TOKEN
 
 
-def classes(**characters: bytes) -> bytes:
+def _classes(**characters: bytes) -> bytes:
     """A table for :meth:`bytes.translate`: each class of characters becomes its name, all others a space.
 
     Args:
@@ -35,7 +40,9 @@ def classes(**characters: bytes) -> bytes:
     return bytes(table)
 
 
-_TOKEN: Final = classes(a=TOKEN_CHARS)
+_TOKEN: Final = _classes(a=TOKEN_CHARS)
+_NUMBER: Final = _classes(a=b"0123456789 .()-")
+_LETTER_DIGIT: Final = _classes(a=b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz", **{"0": b"0123456789"})
 
 
 def lower(text: str) -> str:
@@ -46,70 +53,206 @@ def lower(text: str) -> str:
     return "".join(low if len(low := char.lower()) == 1 else char for char in text)
 
 
+class Edit(NamedTuple):
+    """A stretch of a known text that another text has something else for."""
+
+    old_start: int
+    old_end: int
+    start: int
+    """Where the new begins in the other text."""
+    end: int
+
+
 class Lowered(str):
     """A text in lower case that also knows the shape of the text, so that the searches share what they ask of it.
 
+    Every answer is worked out when somebody asks. What a known text had nowhere can only touch what is new here.
+
     Args:
         text: The text as it is.
-        before: What is known of the text before some of it was replaced; ``None`` when this is the first look.
-        changed: Where the replacements stand in the text, in order; read with ``before`` only.
+        before: What is known of a text that this one has most of; ``None`` when this is the first look.
+        edits: How this text came of that one, in order, at least one; read with ``before`` only.
     """
 
-    __slots__ = ("_absent", "_has", "_near", "long_tokens", "raw", "spans")
+    __slots__ = ("_absent", "_before", "_edits", "_found", "_letters_digits", "_missing", "_near", "_numbers", "_raw",
+                 "_spans", "_text")  # fmt: skip
 
-    raw: bytes
-    """The text, one byte a character; those beyond Latin-1 are ``?``."""
-    spans: list[tuple[int, int]]
-    """Where tokens of :data:`SHORTEST_TOKEN` characters or more begin and end, in order; the whole text if many."""
-    long_tokens: str
-    """These tokens with a space between: what is in a long token of the text is in here. Empty when there is none.
+    _text: str
+    _edits: Sequence[Edit]
+    _near: str  # what is new, with some of what stands beside it
+    _absent: AbstractSet[str]  # literals that the text before had nowhere
+    _before: tuple[list[Span] | None, list[Span] | None, int | None]  # its spans, numbers, letters_digits
+    _missing: set[str]
+    _found: set[str]
+    _raw: bytes | None
+    _spans: list[Span] | None
+    _numbers: list[Span] | None
+    _letters_digits: int | None
 
-    The whole text when there are many.
-    """
-    _has: dict[str, bool]
-    _absent: frozenset[str]
-    _near: str
-
-    def __new__(cls, text: str, before: Lowered | None = None, changed: Sequence[tuple[int, int]] = ()) -> Self:
-        """Lower the text and find its long tokens."""
-        self = super().__new__(cls, lower(text))
-        self._has = {}
-        self._absent = frozenset()
-        self._near = ""
-        if before is not None:  # what was nowhere can now only be where something was replaced
-            self._absent = frozenset(
-                literal
-                for literal, found in before._has.items()
-                if not found and literal.isascii() and len(literal) <= LONGEST_LITERAL
-            )
+    def __new__(cls, text: str, before: Lowered | None = None, edits: Sequence[Edit] = ()) -> Self:
+        """Lower the text."""
+        if before is None:
+            self = super().__new__(cls, lower(text))
+            self._absent = _NOTHING
+            self._before = _UNKNOWN
+        else:
+            self = super().__new__(cls, _spliced(text, before, edits) if text.isascii() else lower(text))
+            self._absent = before._missing
+            self._before = (before._spans, before._numbers, before._letters_digits)
             self._near = "\n".join(
-                [self[max(0, start - LONGEST_LITERAL) : end + LONGEST_LITERAL] for start, end in changed]
+                [self[max(0, edit.start - LONGEST_LITERAL) : edit.end + LONGEST_LITERAL] for edit in edits]
             )
-        self.raw = text.encode("latin-1", "replace")
-        flat = self.raw.translate(_TOKEN)
-        self.spans = spans = []
-        at = flat.find(_NEEDLE)
-        while at >= 0:
-            end = flat.find(b" ", at)
-            if end < 0:
-                end = len(flat)
-            spans.append((at, end))
-            if len(spans) > _MOST_SPANS:
-                self.spans, self.long_tokens = [(0, len(text))], text
-                return self
-            at = flat.find(_NEEDLE, end)
-        self.long_tokens = " ".join([text[start:end] for start, end in spans]) if spans else ""
+        self._text = text
+        self._edits = edits
+        self._missing, self._found = set(), set()
+        self._raw = self._spans = self._numbers = self._letters_digits = None
         return self
+
+    @property
+    def raw(self) -> bytes:
+        """The text, one byte a character; those beyond Latin-1 are ``?``."""
+        if self._raw is None:
+            self._raw = _bytes(self._text)
+        return self._raw
+
+    @property
+    def spans(self) -> list[Span]:
+        """Where tokens of :data:`SHORTEST_TOKEN` characters or more begin and end, in order; the whole text if many."""
+        if self._spans is None:
+            self._spans = self._stretches(_TOKEN, SHORTEST_TOKEN, self._before[0])
+        return self._spans
+
+    @property
+    def long_tokens(self) -> str:
+        """These tokens with a space between: what is in a long token of the text is in here. Empty when there is none.
+
+        The whole text when there are many.
+        """
+        return " ".join([self._text[start:end] for start, end in self.spans])
+
+    @property
+    def numbers(self) -> list[Span]:
+        """Where ASCII digits and what people put between them go on for :data:`SHORTEST_NUMBER` characters or more.
+
+        In order; the whole text if many.
+        """
+        if self._numbers is None:
+            self._numbers = self._stretches(_NUMBER, SHORTEST_NUMBER, self._before[1])
+        return self._numbers
+
+    @property
+    def letters_digits(self) -> int:
+        """Where two ASCII letters with two digits behind them first stand; -1 if nowhere."""
+        if self._letters_digits is None:
+            none = self._before[2] == -1 and b"aa00" not in _bytes(self._near).translate(_LETTER_DIGIT)
+            self._letters_digits = -1 if none else self.raw.translate(_LETTER_DIGIT).find(b"aa00")
+        return self._letters_digits
 
     def has(self, literal: str) -> bool:
         """Whether the lower-cased text has a literal; looks once."""
-        found = self._has.get(literal)
-        if found is None:
-            found = literal in (self._near if literal in self._absent else self)
-            self._has[literal] = found
-        return found
+        if literal in self._missing:
+            return False
+        if literal in self._found:
+            return True
+        if literal in (self._near if literal in self._absent else self):
+            self._found.add(literal)
+            return True
+        if len(literal) <= LONGEST_LITERAL and literal.isascii():
+            self._missing.add(literal)
+        return False
+
+    def lacks(self, literals: frozenset[str]) -> bool:
+        """Whether the lower-cased text has none of some literals, all ASCII and no longer than the longest."""
+        absent = self._absent
+        for literal in literals - self._missing:
+            if literal in (self._near if literal in absent else self):
+                self._found.add(literal)
+                return False
+            self._missing.add(literal)
+        return True
+
+    def lacks_match(self, pattern: re.Pattern[str]) -> bool:
+        """Whether a pattern is nowhere in the lower-cased text; it looks at no more than the longest literal has."""
+        if pattern.pattern in self._missing:
+            return True
+        if pattern.search(self._near if pattern.pattern in self._absent else self) is not None:
+            return False
+        self._missing.add(pattern.pattern)
+        return True
 
     @classmethod
     def of(cls, text: str, lowered: str) -> Lowered:
         """The lower-cased text as it is when it knows the text's shape, else one that does."""
         return lowered if type(lowered) is cls else cls(text)
+
+    def _stretches(self, table: bytes, shortest: int, before: list[Span] | None) -> list[Span]:
+        """Where characters of a class go on for so many or more; from those of the text before where it is known."""
+        if before is None or len(before) > _MOST_KEPT:
+            return _stretches(self.raw.translate(table), shortest)
+        if not before and b"a" * shortest not in _bytes(self._near).translate(table):
+            return []
+        spans: list[Span] = []
+        number, count, shift, until = 0, len(before), 0, -SHORTEST_TOKEN - 1
+        for low, high, low_shift, high_shift in _windows(self._edits):
+            if low <= until:  # a long one reaches from edit to edit
+                return _stretches(self.raw.translate(table), shortest)
+            start, until = low, high
+            while number < count and before[number][0] <= high:
+                if before[number][1] < low:
+                    spans.append((before[number][0] + low_shift, before[number][1] + low_shift))
+                else:
+                    start, until = min(start, before[number][0]), max(until, before[number][1])
+                number += 1
+            start, shift = max(0, start + low_shift), high_shift
+            found = _stretches(_bytes(self._text[start : until + high_shift]).translate(table), shortest)
+            spans.extend([(start + at, start + end) for at, end in found])
+        spans.extend([(at + shift, end + shift) for at, end in before[number:]])
+        return spans
+
+
+_NOTHING: Final[frozenset[str]] = frozenset()
+_UNKNOWN: Final = (None, None, None)
+_MOST_KEPT: Final = 16
+
+
+def _windows(edits: Sequence[Edit]) -> list[tuple[int, int, int, int]]:
+    """Edits with some room, joined if close: start and end in the known text, and what takes each to the new one."""
+    windows: list[tuple[int, int, int, int]] = []
+    for old_start, old_end, start, end in edits:
+        low, shift = old_start - SHORTEST_TOKEN, start - old_start
+        if windows and low <= windows[-1][1]:
+            low, _, shift, _ = windows.pop()
+        windows.append((low, old_end + SHORTEST_TOKEN, shift, end - old_end))
+    return windows
+
+
+def _spliced(text: str, before: str, edits: Sequence[Edit]) -> str:
+    """An ASCII text in lower case, from that of the text before."""
+    parts: list[str] = []
+    at = 0
+    for old_start, old_end, start, end in edits:
+        parts.append(before[at:old_start])
+        parts.append(text[start:end].lower())
+        at = old_end
+    parts.append(before[at:])
+    return "".join(parts)
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("latin-1", "replace")
+
+
+def _stretches(flat: bytes, shortest: int) -> list[Span]:
+    """Where ``a`` goes on for so many characters or more, in order; everything if at many places."""
+    spans: list[Span] = []
+    needle = b"a" * shortest
+    at = flat.find(needle)
+    while at >= 0:
+        end = flat.find(b" ", at + shortest)
+        if end < 0:
+            end = len(flat)
+        spans.append((at, end))
+        if len(spans) > _MOST_SPANS:
+            return [(0, len(flat))]
+        at = flat.find(needle, end)
+    return spans

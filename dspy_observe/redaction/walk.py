@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
+from functools import lru_cache
 from typing import Any, Final
 
 from dspy_observe.records import Finding
@@ -16,6 +17,7 @@ __all__ = ["Walker"]
 _MAX_DEPTH: Final = 64
 _MAX_NODES: Final = 100_000
 _MAX_JSON: Final = 1_000_000
+_MAX_ORDINARY: Final = 4_096
 _SMALL_INT: Final = 1_000_000
 _LONGEST_INT: Final = 20  # digits; a card number has at most 19
 _CONTEXT_CHARS: Final = 256  # a longer text carries its own context
@@ -31,6 +33,12 @@ _JSON_SECRET: Final = re.compile(
 )
 
 
+@lru_cache(maxsize=4096)
+def _is_telling(name: str) -> bool:
+    """Whether a name says what the short number under it is."""
+    return _TELLING.search(name) is not None
+
+
 class Walker:
     """Copies one value. Made for each value and not shared.
 
@@ -39,6 +47,7 @@ class Walker:
         failed: From an error and a length to what replaces a value that could not be redacted.
         is_secret: Whether a value under this name is dropped whole.
         drop: From a secret's text to what replaces it.
+        ordinary: Keys known to be no secret's name and to have nothing private in them; those met are added.
     """
 
     def __init__(
@@ -47,8 +56,10 @@ class Walker:
         failed: Callable[[BaseException, int | None], str],
         is_secret: Callable[[str], bool],
         drop: Callable[[str], str],
+        ordinary: set[str],
     ) -> None:
         self.findings: list[Finding] = []
+        self._ordinary = ordinary
         self._scan, self._failed, self._is_secret, self._drop = scan, failed, is_secret, drop
         self._open: set[int] = set()
         self._nodes = 0
@@ -86,14 +97,14 @@ class Walker:
     def _object(self, value: Any, path: str, name: str) -> Any:
         if type(value) is dict:  # first and without asking an abstract class: nearly everything is
             return self._mapping(value, path)
+        if isinstance(value, list):
+            return [self.copy(item, f"{path}[{at}]", name) for at, item in enumerate(value)]
         if isinstance(value, str):
             return self._text(str.__str__(value), path, name)
         if isinstance(value, bytes | bytearray | memoryview):
             return f"<bytes len={len(value)}>"
         if isinstance(value, Mapping):
             return self._mapping(value, path)
-        if isinstance(value, list):
-            return [self.copy(item, f"{path}[{at}]", name) for at, item in enumerate(value)]
         if isinstance(value, tuple):
             return tuple(self.copy(item, f"{path}[{at}]", name) for at, item in enumerate(value))
         if isinstance(value, AbstractSet):
@@ -116,16 +127,30 @@ class Walker:
             if self._nodes > _MAX_NODES:
                 result["<TRUNCATED ITEMS>"] = None
                 break
-            clean = self._key(key, path)
+            if type(key) is str and key in self._ordinary:
+                clean, drops = key, False
+            else:
+                clean, drops = self._judged(key, item, value, path)
             unique, number = clean, 2
             while unique in result:
                 unique, number = f"{clean}#{number}", number + 1
             place = f"{path}.{clean}" if path else str(clean)
-            if isinstance(key, str) and item is not None and type(item) is not bool and self._drops(clean, item, value):
+            if drops:
                 result[unique] = self._dropped(item, place)
             else:
                 result[unique] = self.copy(item, place, clean if isinstance(clean, str) else "")
         return result
+
+    def _judged(self, key: Any, item: Any, siblings: Mapping[Any, Any], path: str) -> tuple[Any, bool]:
+        """A redacted key, and whether it names a secret."""
+        clean = self._key(key, path)
+        if not isinstance(key, str):
+            return clean, False
+        if clean == key and type(key) is str and not self._is_secret(key):
+            if len(self._ordinary) < _MAX_ORDINARY and len(key) <= _CONTEXT_CHARS:
+                self._ordinary.add(key)
+            return key, False
+        return clean, item is not None and type(item) is not bool and self._drops(clean, item, siblings)
 
     def _drops(self, key: str, item: Any, siblings: Mapping[Any, Any]) -> bool:
         if not self._is_secret(key) or (isinstance(item, str | list | dict | tuple) and not item):
@@ -181,12 +206,13 @@ class Walker:
             if parsed is not None:
                 text = parsed
         out, entities = self._scan(text)
-        if name and len(out) <= _CONTEXT_CHARS and _TELLING.search(name):
+        if name and len(out) <= _CONTEXT_CHARS and _is_telling(name):
             prefix = f"{name}: "
             told, more = self._scan(prefix + out)
             if more and told.startswith(prefix):
                 out, entities = told[len(prefix) :], [*entities, *more]
-        self.findings.extend(Finding(entity, path) for entity in entities)
+        if entities:
+            self.findings.extend([Finding(entity, path) for entity in entities])
         return out
 
     def _json(self, text: str, path: str) -> str | None:
@@ -195,7 +221,7 @@ class Walker:
             parsed = json.loads(text)
         except (ValueError, RecursionError):
             return None
-        inner = Walker(lambda part: (part, []), self._failed, self._is_secret, self._drop)
+        inner = Walker(lambda part: (part, []), self._failed, self._is_secret, self._drop, set())
         copied = inner.copy(parsed)
         if not inner.findings:
             return None

@@ -4,11 +4,12 @@
 
 from __future__ import annotations
 
+import contextvars
 import copy
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dspy_observe.redaction import (
@@ -21,6 +22,7 @@ from dspy_observe.redaction import (
     Redactor,
     credentials_only,
 )
+from dspy_observe.redaction.shape import Edit, Lowered, lower
 
 PLAIN = Redactor(Redaction(known_secrets=False))
 REDACTORS = {
@@ -117,3 +119,58 @@ def test_whatever_a_secrets_name_holds_is_dropped(name: str, held: Any) -> None:
     """A replacement made before stays; everything else goes."""
     clean, _ = PLAIN.redact({name: held})
     assert clean[name] == "<SECRET>" or clean[name] == held == Label().template or str(held).startswith("<")
+
+
+PROSE = st.sampled_from(["the answer is grounded in passages", "page 12 of 30", "a-token-of-many-characters"])
+LONG = st.tuples(st.lists(st.one_of(TEXTS, PROSE)), st.sampled_from(["\n", " ", ""])).map(
+    lambda drawn: (drawn[1].join([*drawn[0], "plain words "]) * 99)[:1_500]
+)
+
+
+@given(known=LONG, head=TEXTS, tail=TEXTS, seen=st.booleans())
+def test_what_was_seen_before_changes_no_result(known: str, head: str, tail: str, seen: bool) -> None:
+    """A message that holds a text redacted a moment ago comes out as in a process that never saw it."""
+    message = head + known + tail
+
+    def here() -> tuple[str, list[str]]:
+        redactor = Redactor(Redaction(known_secrets=False))
+        if seen:
+            redactor.scan_text(known)
+        else:
+            redactor.scan_text(message)
+        return redactor.scan_text(message)
+
+    def fresh() -> tuple[str, list[str]]:
+        return Redactor(Redaction(known_secrets=False)).scan_text(message)
+
+    assert contextvars.Context().run(here) == contextvars.Context().run(fresh)
+
+
+PARTS = st.lists(st.sampled_from(["a", "aB-9aB", "1 1.1", "b1", "a" * 40, "\n", "\u5bc6", "\u0130"]), max_size=4).map(
+    "".join
+)
+
+
+@settings(max_examples=400)
+@given(kept=st.lists(PARTS, min_size=2, max_size=5), data=st.data())
+def test_the_shape_of_an_edited_text_is_that_of_the_text(kept: list[str], data: st.DataObject) -> None:
+    """Long tokens, numbers and words told from the shape before are those that a first look tells."""
+    before, after, edits = kept[0], kept[0], []
+    for part in kept[1:]:
+        old, new = data.draw(PARTS), data.draw(PARTS)
+        edits.append(Edit(len(before), len(before) + len(old), len(after), len(after) + len(new)))
+        before, after = before + old + part, after + new + part
+    known = Lowered(before)
+    asked = data.draw(st.sets(st.sampled_from(["spans", "numbers", "letters_digits"])))
+    for name in asked:
+        getattr(known, name)
+    known.lacks(frozenset({"ab", "a1b"}))
+    known.has("b1")
+    told, plain = Lowered(after, known, edits), Lowered(after)
+    assert told == plain
+    assert told.spans == plain.spans
+    assert told.numbers == plain.numbers
+    assert (told.letters_digits, told.long_tokens, told.raw) == (plain.letters_digits, plain.long_tokens, plain.raw)
+    for literal in ("ab", "a1b", "b1", "a."):
+        assert told.has(literal) == plain.has(literal) == (literal in lower(after))
+        assert told.lacks(frozenset({literal})) == (literal not in lower(after))
