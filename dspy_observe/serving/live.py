@@ -382,8 +382,9 @@ class LiveProgram:
             if pointer.generation != serving.generation:
                 self._serving = replace(serving, generation=pointer.generation)
             return False
+        began = time.monotonic()
         try:
-            self._swap(self._load(pointer))
+            self._swap(self._load(pointer), began)
         except Exception as error:
             self._failed(pointer, error)
             raise
@@ -392,7 +393,7 @@ class LiveProgram:
     def _load(self, pointer: Pointer) -> Serving:
         return self._loader.load(pointer.version, pointer.version_hash, pointer.generation, "stable")
 
-    def _swap(self, serving: Serving) -> None:
+    def _swap(self, serving: Serving, began: float) -> None:
         before = self._serving
         self._serving = serving
         self._trouble = self._load_error = None
@@ -402,7 +403,7 @@ class LiveProgram:
             self._changed.notify_all()
         self._tell(
             "reload_complete", serving.version, version_hash=serving.version_hash, previous=before.version,
-            generation=serving.generation,
+            generation=serving.generation, duration_s=time.monotonic() - began,
         )  # fmt: skip
 
     def _failed(self, pointer: Pointer, error: Exception) -> None:

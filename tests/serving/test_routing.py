@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -305,6 +306,51 @@ def test_what_cannot_work_is_named(two: SignatureRegistry, route: Route, metrics
     with pytest.raises(NotDeployedError):
         route(two, environment="staging")
     assert not isinstance(route(two), dspy.Module)
+
+
+def test_no_answer_mixes_versions_while_a_rollout_comes_and_goes(
+    two: SignatureRegistry, publish: Publish, route: Route
+) -> None:
+    """Under traffic through steps, a deployment and a rollback: nothing is lost, and labels are true."""
+    publish(two, "v3", deploy=False)
+    router = route(two, refresh_s=0.05)
+    done, answers, failures = threading.Event(), [], []
+
+    def ask(number: int) -> None:
+        while not done.is_set():
+            try:
+                answers.append(router(key=f"user-{(number := number + 4) % 97}", question="q"))
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is one too many
+                failures.append(error)
+
+    def more() -> None:
+        wanted = len(answers) + 30
+        wait_until(lambda: len(answers) >= wanted, "traffic")
+
+    with capture_records() as records:
+        threads = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        try:
+            for candidate in ("v2", "v3"):
+                two.start_rollout("bot", candidate, steps=(0.3, 0.7, 1))
+                for _ in range(2):
+                    more()
+                    router.advance()
+                more()
+            two.rollback("bot")
+            wait_until(lambda: router.assign("anybody").version == "v2", "rollback")
+            more()
+        finally:
+            done.set()
+            for thread in threads:
+                thread.join(30)
+    assert failures == []
+    assert [one for one in answers if one.draft != one.answer] == []
+    assert {one.answer for one in answers} == {"v1", "v2", "v3"}
+    runs = {record.root_id: {one.version for one in records if one.root_id == record.root_id} for record in records}
+    assert sorted(next(iter(found)) for found in runs.values()) == sorted(one.answer for one in answers)
+    assert all(len(found) == 1 for found in runs.values())
 
 
 CHILD = """
