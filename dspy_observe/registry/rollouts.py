@@ -142,7 +142,7 @@ class RolloutMethods(DeploymentMethods):
         """
         buckets, held = _steps(steps), _buckets("control", control)
         _check_limits(min_samples, min_step_s)
-        move = self._move(environment, actor, reason, "auto")
+        move = self._move(environment, actor, reason, "manual")
         self._check(name, environment=environment)
         if experiment is not None:
             checked("experiment", experiment)
@@ -253,6 +253,7 @@ class RolloutMethods(DeploymentMethods):
         expected_generation: int | None = None,
         actor: str | None = None,
         reason: str | None = None,
+        trigger: str = "manual",
     ) -> Rollout:
         """Take the next step; the last one deploys the candidate, in the same commit.
 
@@ -262,13 +263,14 @@ class RolloutMethods(DeploymentMethods):
             expected_generation: Of the rollout that the caller saw; ``None`` takes any.
             actor: Who does it.
             reason: Why.
+            trigger: ``manual``, or ``auto`` for a router's own step.
 
         Raises:
             Conflict: No rollout runs there, or another generation than the caller saw.
             Quarantined, ApprovalMissing, CorruptVersion: The candidate may not be deployed; the step is not taken.
             UnknownSignature: There is no such signature.
         """
-        move = self._move(environment, actor, reason, "auto")
+        move = self._move(environment, actor, reason, trigger)
 
         def step(txn: Transaction, batch: Batch, before: Rollout) -> tuple[Rollout, str]:
             bad, pointer = txn.mark("quarantine", before.version_hash), txn.pointer(environment)
@@ -297,6 +299,7 @@ class RolloutMethods(DeploymentMethods):
         expected_generation: int | None = None,
         actor: str | None = None,
         reason: str | None = None,
+        trigger: str = "manual",
     ) -> Rollout:
         """Take the candidate's share back to 0.
 
@@ -307,12 +310,13 @@ class RolloutMethods(DeploymentMethods):
             expected_generation: Of the rollout that the caller saw; ``None`` takes any.
             actor: Who does it.
             reason: Why.
+            trigger: ``manual``, or ``auto`` for a router's own step.
 
         Raises:
             Conflict: No rollout runs there, or another generation than the caller saw.
             UnknownSignature: There is no such signature.
         """
-        move = self._move(environment, actor, reason, "auto")
+        move = self._move(environment, actor, reason, trigger)
 
         def stop(txn: Transaction, batch: Batch, before: Rollout) -> tuple[Rollout, str]:
             state = "regressed" if regressed else "stopped"

@@ -247,8 +247,10 @@ class Router:
 
         When another thread looks at this moment, it looks once more, and this returns at once.
         """
-        self._live.refresh()
-        self._look()
+        try:
+            self._live.refresh()
+        finally:
+            self._look()
 
     def advance(self, *, reason: str | None = None, actor: str | None = None) -> Rollout:
         """Take the next step by hand.
@@ -397,7 +399,8 @@ class Router:
         canary = control = shadow = None
         split = Split("")
         if rollout is not None:
-            if rollout.state == "promoted" and self._live.serving.version_hash != rollout.version_hash:
+            running = None if view.pointer is None else view.pointer.version_hash
+            if rollout.state == "promoted" and running == rollout.version_hash != self._live.serving.version_hash:
                 self._live.refresh()  # or the candidate's users would fall back until it is seen that it is deployed
             deployed = self._live.serving.version_hash == rollout.version_hash
             if rollout.share:
@@ -407,8 +410,8 @@ class Router:
             split = Split(rollout.salt, rollout.share if canary else 0, rollout.control if control else 0)
         if self._shadower is not None:
             shadow = self._in_shadow(before.shadow, view)
-        generation, running = (0, False) if rollout is None else (rollout.generation, rollout.running)
-        self._routes = _Routes(split, generation, running, canary, control, shadow)
+        generation, counted = (0, False) if rollout is None else (rollout.generation, rollout.running)
+        self._routes = _Routes(split, generation, counted, canary, control, shadow)
         self._rollout = rollout
         arms = [(arm.version, arm.role) for arm in (canary, control, shadow) if arm is not None]
         self._series.serves(arms)
@@ -457,9 +460,9 @@ class Router:
             self._waiting_for = move.reason
             return False
         if move.act == "advance":
-            self._registry.advance_rollout(self._name, **common)
+            self._registry.advance_rollout(self._name, trigger="auto", **common)
         elif move.act == "fall":
-            self._registry.stop_rollout(self._name, regressed=True, **common)
+            self._registry.stop_rollout(self._name, regressed=True, trigger="auto", **common)
         else:
             self._registry.rebase_rollout(self._name, **common)
         return True

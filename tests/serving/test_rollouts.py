@@ -34,7 +34,7 @@ def test_steps_lead_to_a_deployment(shelf: SignatureRegistry) -> None:
     assert (made.state, made.step, made.share, made.base, made.control) == ("running", 0, 500, "v1", 1000)
     shares = [made.share]
     while made.running:
-        made = shelf.advance_rollout("bot", expected_generation=made.generation, reason="ok")
+        made = shelf.advance_rollout("bot", expected_generation=made.generation, reason="ok", trigger="auto")
         shares.append(made.share)
     assert shares == [500, 2500, 5000, 0]
     assert made.state == "promoted"
