@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import base64
 import json
+import logging
 import math
 import re
 import threading
@@ -29,6 +30,7 @@ from dspy_observe.callbacks.otel.shield import shield_logs
 from dspy_observe.callbacks.redaction import RedactionCallback
 from dspy_observe.callbacks.registration import Manager, Registrar
 from dspy_observe.callbacks.registry import RegistryEventCallback
+from dspy_observe.environment import unknown_variables
 from dspy_observe.errors import ConfigurationError, UnknownCallError
 from dspy_observe.facts import calls, installation
 from dspy_observe.ledger import LEDGER, Answer
@@ -40,6 +42,7 @@ from dspy_observe.redaction import Redaction, redact
 __all__ = ["Cost", "EventSource", "Logs", "Metrics", "Observer", "Redaction", "Tracing", "configure"]
 
 T = TypeVar("T")
+_logger = logging.getLogger("dspy_observe")
 _REF_PREFIX = "call1."
 _TRACE_ID = re.compile("[0-9a-f]{32}")
 _SEEN_SCORES = 100_000
@@ -263,6 +266,8 @@ def configure(
                 installation.append(running.callbacks)  # dspy.configure(callbacks=...) may have taken them out
                 return running
             running.close()
+        for variable in unknown_variables("METRICS", "TRACING", "LOGS", "REDACTION", "COST"):
+            _logger.warning("dspy_observe: %s is set, but there is no such option", variable)
         observer = _build(*arguments)
         _running[:] = [(arguments, observer)]
         return observer

@@ -12,12 +12,14 @@ from typing import TypeVar
 
 from dspy_observe.errors import ConfigurationError
 
-__all__ = ["env_default", "parse_bool", "parse_floats", "variables"]
+__all__ = ["check_bool", "env_default", "parse_bool", "parse_floats", "unknown_variables", "variables"]
 
 T = TypeVar("T")
 
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
+_read: set[str] = set()
+"""Every variable that an option class which was imported reads."""
 
 
 def variables() -> Mapping[str, str]:
@@ -37,6 +39,30 @@ def parse_bool(text: str) -> bool:
     if lowered in _FALSE:
         return False
     raise ValueError("expected true or false")
+
+
+def check_bool(field: str, value: object) -> None:
+    """Refuse what is neither ``True`` nor ``False``: the text ``"no"`` would count as true.
+
+    Args:
+        field: The option, such as ``Tracing.adapter_spans``.
+        value: What was given for it.
+
+    Raises:
+        ConfigurationError: It is something else.
+    """
+    if not isinstance(value, bool):
+        raise ConfigurationError(field, f"a {type(value).__name__} is no switch", "Use True or False")
+
+
+def unknown_variables(*rooms: str) -> list[str]:
+    """Variables of these rooms that are set and that no option reads: misspelled, or of another version.
+
+    Args:
+        *rooms: Such as ``METRICS``; their option classes have been imported.
+    """
+    prefixes = tuple(f"DSPY_OBSERVE_{room}_" for room in rooms)
+    return sorted(name for name in os.environ if name.startswith(prefixes) and name not in _read)
 
 
 def parse_floats(text: str) -> tuple[float, ...]:
@@ -60,6 +86,7 @@ def env_default(variable: str, default: T, parse: Callable[[str], T]) -> Callabl
         A function without arguments, for ``dataclasses.field(default_factory=...)``. It raises
         :class:`~dspy_observe.errors.ConfigurationError` naming the variable when its text cannot be read.
     """
+    _read.add(variable)
 
     def factory() -> T:
         text = os.environ.get(variable, "")

@@ -389,3 +389,20 @@ def test_what_no_program_returned_has_no_reference(observer: dspy_observe.Observ
         observer.call_ref(thing)
     with pytest.raises(UnknownCallError):
         observer.score(thing, 1.0, source="user")
+
+
+def test_a_misspelled_variable_is_said_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Otherwise somebody believes for months that content is captured."""
+    monkeypatch.setenv("DSPY_OBSERVE_TRACING_CAPTURE_CONTENTS", "redacted")
+    dspy_observe.configure(metrics=False).close()
+    assert "DSPY_OBSERVE_TRACING_CAPTURE_CONTENTS" in caplog.text
+
+
+@pytest.mark.parametrize("endpoint", ["not an address", "collector:4318", "http://", "http://host:port"])
+def test_an_endpoint_that_is_no_address_is_refused(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    """Spans would only be lost, one batch after the other, where nobody looks."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
+    with pytest.raises(ConfigurationError, match="OTEL_EXPORTER_OTLP_ENDPOINT"):
+        dspy_observe.configure(metrics=False)

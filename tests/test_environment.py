@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from dspy_observe.environment import env_default, parse_bool, parse_floats
+from dspy_observe.environment import check_bool, env_default, parse_bool, parse_floats, unknown_variables
 from dspy_observe.errors import ConfigurationError
 
 VARIABLE = "DSPY_OBSERVE_TEST_FIELD"
@@ -71,3 +71,18 @@ def test_lists_of_numbers() -> None:
     assert parse_floats("0.1, 0.5,1") == (0.1, 0.5, 1.0)
     with pytest.raises(ValueError, match="could not convert"):
         parse_floats("0.1,,1")
+
+
+def test_a_switch_is_true_or_false() -> None:
+    """The text of a configuration file would count as true whatever it says."""
+    check_bool("Options.switch", False)
+    for value in ("no", 0, None):
+        with pytest.raises(ConfigurationError, match=r"Options\.switch"):
+            check_bool("Options.switch", value)
+
+
+def test_a_misspelled_variable_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable that no option reads is named; those that are read, and those of other rooms, are not."""
+    for name in ("DSPY_OBSERVE_TEST_FEILD", VARIABLE, "DSPY_OBSERVE_OTHER_FIELD"):
+        monkeypatch.setenv(name, "1")
+    assert unknown_variables("TEST") == ["DSPY_OBSERVE_TEST_FEILD"]

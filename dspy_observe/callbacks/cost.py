@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from dspy_observe.callbacks.base import RecordCallback
-from dspy_observe.environment import env_default, parse_bool
+from dspy_observe.environment import check_bool, env_default, parse_bool
 from dspy_observe.errors import ConfigurationError
 from dspy_observe.facts.disk_cache import disk_cache_bytes
 from dspy_observe.metrics import Metrics, instruments
@@ -48,6 +48,7 @@ class Cost:
     ``stream_options={"include_usage": true}`` to those requests and leaves all others as they are."""
 
     def __post_init__(self) -> None:
+        check_bool("Cost.meter_litellm_streams", self.meter_litellm_streams)
         if self.price is not None and not callable(self.price):
             raise ConfigurationError(
                 "Cost.price", f"{type(self.price).__name__} cannot be called", "Pass a function of one CallRecord"

@@ -65,9 +65,11 @@ class Redaction:
         object.__setattr__(self, "detectors", _detectors(self.detectors))
         for name in ("deny_keys", "allow"):
             object.__setattr__(self, name, _names(name, getattr(self, name)))
-        if not self.replacement.strip():
+        if not isinstance(self.replacement, str) or not self.replacement.strip():
             raise RedactionConfigError(
-                "Redaction.replacement", "it is empty", "Use a text such as '<{entity}>', or operators with Drop()"
+                "Redaction.replacement",
+                "it is empty or no text",
+                "Use a text such as '<{entity}>', or operators with Drop()",
             )
         for name in ("scan_limit_chars", "max_chars"):
             _chars(name, getattr(self, name))
@@ -75,6 +77,9 @@ class Redaction:
             raise RedactionConfigError(
                 "Redaction.ip_scope", f"{self.ip_scope!r} is unknown", "Use 'public', 'private' or 'all'"
             )
+        for name in ("known_secrets", "foreign_signals"):
+            if not isinstance(getattr(self, name), bool):
+                raise RedactionConfigError(f"Redaction.{name}", "it is no switch", "Use True or False")
         _operators(self.operators)
 
 
@@ -98,10 +103,10 @@ def _detectors(given: Iterable[Detector | Finder]) -> tuple[Detector | Finder, .
 def _names(field_name: str, given: object) -> frozenset[str]:
     if isinstance(given, str) or not hasattr(given, "__iter__"):
         raise RedactionConfigError(f"Redaction.{field_name}", "it is one text", "Use a set of names: {'my_key'}")
-    names = frozenset(given)
+    names = tuple(given)
     if not all(isinstance(name, str) and name.strip() for name in names):
         raise RedactionConfigError(f"Redaction.{field_name}", "it holds something else than names", "Use texts only")
-    return names
+    return frozenset(names)
 
 
 def _chars(name: str, value: object) -> None:

@@ -49,7 +49,7 @@ def test_an_lm_call_costs_less_than_half_a_millisecond_more() -> None:
     """Case 41: span, log line, all metrics, usage and price of one LM call, beside a call that nobody watches."""
     prepare()
     lm = dspy.settings.lm
-    watched, unwatched = cheapest(lambda question: lm(question), listed())
+    watched, unwatched = cheapest(lm, listed())
     assert watched - unwatched < BUDGET_S, (watched, unwatched)
 
 

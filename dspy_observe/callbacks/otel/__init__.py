@@ -53,7 +53,7 @@ from dspy_observe.callbacks.otel.inference import Inference, open_inference
 from dspy_observe.callbacks.otel.pipeline import Pipeline
 from dspy_observe.callbacks.otel.shield import shield_spans
 from dspy_observe.callbacks.otel.spans import CallSpan, SpanMaker, is_light
-from dspy_observe.environment import env_default, parse_bool
+from dspy_observe.environment import check_bool, env_default, parse_bool
 from dspy_observe.errors import ConfigurationError
 from dspy_observe.handoff import Handoff
 from dspy_observe.ledger import LEDGER
@@ -92,6 +92,7 @@ class Tracing:
     """Whether formatting and parsing get spans of their own."""
 
     def __post_init__(self) -> None:
+        check_bool("Tracing.adapter_spans", self.adapter_spans)
         if self.capture_content not in get_args(ContentMode):
             modes = ", ".join(get_args(ContentMode))
             raise ConfigurationError(

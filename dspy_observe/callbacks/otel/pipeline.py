@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Sequence
 from typing import Final
+from urllib.parse import urlsplit
 
 from opentelemetry import metrics, trace
 from opentelemetry.sdk.metrics import MeterProvider as SDKMeterProvider
@@ -93,7 +94,8 @@ class Pipeline:
         service: ``service.name`` of a pipeline of ours; ``None`` leaves it to ``OTEL_SERVICE_NAME``.
 
     Raises:
-        ConfigurationError: An ``OTEL_*`` variable asks for a protocol that OTLP exporters do not speak.
+        ConfigurationError: An ``OTEL_*`` variable asks for a protocol that OTLP exporters do not speak, or for what is
+            no address.
     """
 
     def __init__(
@@ -187,12 +189,27 @@ def _protocol(signal: str) -> str:
     return "http/protobuf"
 
 
+def _check_endpoint(*variables: str) -> None:
+    """Refuse what no request can be sent to; the exporter would say so only when the first batch is lost."""
+    variable = next((name for name in variables if os.environ.get(name)), None)
+    if variable is None:
+        return
+    try:
+        url = urlsplit(os.environ[variable])
+        usable = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:  # of the port, or of an IPv6 address
+        usable = False
+    if not usable:
+        raise ConfigurationError(variable, "it is no address", "Use one such as http://collector:4318")
+
+
 def _span_exporter() -> SpanExporter:
     # gRPC takes 100 ms to import and is seldom asked for.
     if _protocol("TRACES") == "grpc":
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcSpanExporter
 
         return GrpcSpanExporter()
+    _check_endpoint(_TRACES, _GENERAL)
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
     return OTLPSpanExporter()
@@ -203,6 +220,7 @@ def _metric_exporter() -> MetricExporter:
         from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter as GrpcMetricExporter
 
         return GrpcMetricExporter()
+    _check_endpoint(_METRICS)
     from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 
     return OTLPMetricExporter()
