@@ -32,7 +32,16 @@ from dspy_observe.facts.identity import WeakIdentityMap
 from dspy_observe.facts.lm import LMCapture
 from dspy_observe.facts.recent import Recent
 from dspy_observe.readers import Plan, Reader, Recorder, Route, without
-from dspy_observe.records import CallKind, CallRecord, CallStart, Finding, Price, make_call_record, make_call_start
+from dspy_observe.records import (
+    CallKind,
+    CallRecord,
+    CallStart,
+    Finding,
+    Price,
+    make_call_record,
+    make_call_start,
+    with_inputs,
+)
 from dspy_observe.redaction import Redactor, credentials_only, redact_name
 
 __all__ = ["LEDGER", "Answer", "Clock", "Ledger"]
@@ -367,11 +376,7 @@ class Ledger:
                 redactor.add_secrets(secrets)
         entry.inputs, found = self._clean(entry.plan, content.inputs_of(start.kind, entry.instance, entry.raw))
         entry.findings = found
-        entry.begun = make_call_start(
-            start.call_id, start.parent_id, start.root_id, start.kind, start.name, start.program, start.version,
-            start.role, start.is_program, start.operation, start.model_requested, start.provider, start.streaming,
-            start.started_at, entry.inputs,
-        )  # fmt: skip
+        entry.begun = with_inputs(start, entry.inputs)
 
     def _take_outputs(self, entry: _Entry, outputs: Any, exception: BaseException | None) -> tuple[Any, str | None]:
         taken, found = self._clean(entry.plan, content.outputs_of(entry.kind, outputs))

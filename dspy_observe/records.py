@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from decimal import Decimal
-from typing import Any, Literal, get_args
+from operator import attrgetter
+from typing import Any, Final, Literal, get_args
 
 __all__ = [
     "CallKind",
@@ -23,6 +24,7 @@ __all__ = [
     "Role",
     "Score",
     "Usage",
+    "with_inputs",
 ]
 
 CallKind = Literal["module", "lm", "tool", "adapter_format", "adapter_parse", "evaluate", "compile", "interpreter"]
@@ -205,6 +207,16 @@ make_call_start: Callable[..., CallStart] = _quick(CallStart)
 """``CallStart`` from all its fields, positionally."""
 make_call_record: Callable[..., CallRecord] = _quick(CallRecord)
 """``CallRecord`` from all its fields, positionally."""
+
+_start_values = attrgetter(*(f.name for f in fields(CallStart)))
+_INPUTS: Final = [f.name for f in fields(CallStart)].index("inputs")
+
+
+def with_inputs(start: CallStart, inputs: Any) -> CallStart:
+    """The start of a call with its redacted inputs."""
+    values = _start_values(start)
+    return make_call_start(*values[:_INPUTS], inputs, *values[_INPUTS + 1 :])
+
 
 Price = Callable[[CallRecord], Decimal | float | None]
 """Prices one LM call in US dollars from its tokens and models; ``None`` leaves DSPy's own estimate in place."""
