@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from dspy_observe import cli_cache, cli_dashboards, cli_gate, cli_registry, cli_rollout
+from dspy_observe import cli_cache, cli_canary, cli_dashboards, cli_gate, cli_registry, cli_rollout
 from dspy_observe.errors import ObserveError
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ app.add_typer(cli_rollout.app, name="rollout")
 app.add_typer(cli_dashboards.app, name="dashboards")
 app.add_typer(cli_cache.app, name="cache")
 app.command()(cli_gate.gate)
+app.command()(cli_canary.canary)
 
 
 @app.callback(invoke_without_command=True)

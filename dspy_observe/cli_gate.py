@@ -6,13 +6,10 @@ Exit codes: 0 passed, 1 failed or refused with the reason, 2 wrong usage. ``gate
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from collections.abc import Callable
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,9 +17,10 @@ from typing import Annotated, Any
 import typer
 
 from dspy_observe.cli_options import Environment, Json, Location, opened
+from dspy_observe.cli_programs import built, examples_of, importable, input_fields, named, rows_of
 from dspy_observe.cli_tables import answer_json, details, refuse, refusing, say
 from dspy_observe.errors import ObserveError
-from dspy_observe.gate_verdict import Baseline, Measured, Verdict, examples_from, judge, junit, markdown, measured
+from dspy_observe.gate_verdict import Baseline, Measured, Verdict, judge, junit, markdown, measured
 from dspy_observe.registry import SignatureRegistry, UnknownVersion
 
 __all__ = ["gate"]
@@ -31,7 +29,7 @@ DEPLOYED = "deployed"
 
 
 class GateError(ObserveError):
-    """The program could not be built or measured."""
+    """The program could not be measured, or the result not be written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,17 +81,17 @@ def gate(
     Example: dspy-observe gate --program app:Classifier --devset dev.jsonl --metric app:exact --max-drop 0.02
     """
     number = _number(baseline)
-    rows = _rows(devset)
+    rows = rows_of(devset)
     began = time.monotonic()
-    with redirect_stdout(sys.stderr), _importable():  # standard output is for the answer alone
-        factory, score_of = _named(program, "--program"), _named(metric, "--metric")
+    with redirect_stdout(sys.stderr), importable():  # standard output is for the answer alone
+        factory, score_of = named(program, "--program"), named(metric, "--metric")
         if not callable(factory) or not callable(score_of):
             raise typer.BadParameter("--program and --metric have to name something that can be called")
         signature = str(name or getattr(factory, "__name__", program))
         with nullcontext() if number is not None and load is None else opened(registry) as store:
             build = _loading(store, signature, factory, load, environment) if load is not None else factory
-            current = _built(build)
-            run = _Run(factory, score_of, _examples(rows, _input_fields(current, inputs)), lm, num_threads)
+            current = built(build)
+            run = _Run(factory, score_of, examples_of(rows, input_fields(current, inputs)), lm, num_threads)
             base = Baseline(number, "the number", "given") if number is not None else None
             if base is None:
                 version = _baseline_version(store, signature, baseline, environment)
@@ -115,92 +113,6 @@ def _number(baseline: str) -> float | None:
     if number - number != 0:
         raise typer.BadParameter(f"--baseline {baseline} is no finite number")
     return number
-
-
-def _rows(devset: Path) -> list[dict[str, Any]]:
-    try:
-        return examples_from(devset.read_text(encoding="utf-8").split("\n"))
-    except OSError as error:
-        raise typer.BadParameter(f"cannot read {devset}: {error.strerror}") from None
-    except ValueError as error:
-        raise typer.BadParameter(f"{devset}: {error}") from None
-
-
-@contextmanager
-def _importable() -> Iterator[None]:
-    """Modules of the working directory can be named, as with ``python -m``."""
-    here = os.getcwd()  # noqa: PTH109 - sys.path holds texts
-    added = here not in sys.path
-    if added:
-        sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        if added:
-            sys.path.remove(here)
-
-
-def _named(target: str, option: str) -> Any:
-    """What ``module:attribute`` names."""
-    module, sign, path = target.partition(":")
-    if not (module and sign and path):
-        raise typer.BadParameter(f"{option} {target}: write module:name, such as app:Classifier")
-    try:
-        found: Any = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise GateError(f"{module} cannot be imported: {error}") from error
-        raise typer.BadParameter(f"{option} {target}: there is no module {error.name}") from None
-    except Exception as error:  # whatever the user's module raises is the reason
-        raise GateError(f"{module} cannot be imported: {type(error).__name__}: {error}") from error
-    for part in path.split("."):
-        try:
-            found = getattr(found, part)
-        except AttributeError:
-            raise typer.BadParameter(f"{option} {target}: {module} has no {path}") from None
-    return found
-
-
-def _built(factory: Callable[[], Any]) -> Any:
-    import dspy
-
-    try:
-        made = factory()
-    except ObserveError:
-        raise
-    except Exception as error:  # whatever the user's code raises is the reason
-        raise GateError(f"the program cannot be built: {type(error).__name__}: {error}") from error
-    if not isinstance(made, dspy.Module):
-        raise GateError(f"--program makes {type(made).__name__}, which is no dspy.Module")
-    return made
-
-
-def _input_fields(program: Any, given: str | None) -> list[str]:
-    """The fields that the program is called with, out of each example."""
-    import dspy
-
-    if given is not None:
-        return [field.strip() for field in given.split(",") if field.strip()]
-    signature = getattr(program, "signature", None)
-    # Of the class, as DSPy warns when forward is taken from an instance; the first argument is self.
-    method = getattr(type(program), "forward", None)
-    forward = [] if method is None else list(inspect.signature(method).parameters.values())[1:]
-    if forward and not any(one.kind is one.VAR_KEYWORD for one in forward):
-        return [one.name for one in forward if one.kind is not one.VAR_POSITIONAL]
-    if signature is None and isinstance(getattr(program, "predict", None), dspy.Predict):  # dspy.ChainOfThought
-        signature = program.predict.signature
-    if signature is None:
-        raise typer.BadParameter("the program takes any field: name its input fields with --inputs")
-    return list(signature.input_fields)
-
-
-def _examples(rows: Sequence[dict[str, Any]], fields: Sequence[str]) -> list[Any]:
-    import dspy
-
-    known = {key for row in rows for key in row}
-    if not known.intersection(fields):
-        raise typer.BadParameter(f"no example has an input field ({', '.join(fields)}); they have {', '.join(known)}")
-    return [dspy.Example(row).with_inputs(*(field for field in fields if field in row)) for row in rows]
 
 
 def _loading(
@@ -235,7 +147,7 @@ def _recorded(
 
 def _evaluated(store: SignatureRegistry | None, name: str, version: str, run: _Run) -> Baseline:
     assert store is not None
-    found = _evaluate(_built(lambda: store.load_program(name, run.factory, version)), run)
+    found = _evaluate(built(lambda: store.load_program(name, run.factory, version)), run)
     if found.failed == len(found.scores):
         raise GateError(f"the baseline {version} failed on all {found.failed} examples; see the log")
     return Baseline(found.score, version, "evaluated")

@@ -22,6 +22,7 @@ from dspy_observe.cli_options import (
 )
 from dspy_observe.cli_tables import answer_json, refuse, refusing, say, table
 from dspy_observe.registry import RegistryManager
+from dspy_observe.registry.baselines import prospects
 
 __all__ = ["app"]
 
@@ -76,10 +77,11 @@ def deploy(
             if running is None:
                 refuse(verdict.reason, as_json=as_json, kind=verdict.outcome)
             done = running
+        said = prospects(store, name, done.version, environment=environment)
     if as_json:
-        answer_json(done.to_dict())
+        answer_json({**done.to_dict(), "monitoring": said})
     else:
-        say(f"{environment} runs {name} {done.version}")
+        say(f"{environment} runs {name} {done.version}", said)
 
 
 @app.command()

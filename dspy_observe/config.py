@@ -180,8 +180,7 @@ class Observer:
         deadline = time.monotonic() + timeout_s
         done = True
         for reader in self._group.readers:
-            if isinstance(reader, LogCallback | OTelCallback):
-                done = reader.flush(max(0.0, deadline - time.monotonic())) and done
+            done = reader.flush(max(0.0, deadline - time.monotonic())) and done
         return done
 
     def close(self) -> None:

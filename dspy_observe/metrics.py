@@ -44,7 +44,7 @@ from dspy_observe.environment import env_default, parse_floats
 from dspy_observe.errors import ConfigurationError
 from dspy_observe.redaction import redact_name
 
-__all__ = ["Endpoint", "Instruments", "Metrics", "instruments", "render", "serve", "worker_exited"]
+__all__ = ["Endpoint", "Instruments", "Metrics", "instruments", "render", "separate", "serve", "worker_exited"]
 
 _logger = logging.getLogger("dspy_observe")
 
@@ -334,6 +334,11 @@ def render(collector_registry: CollectorRegistry | None = None, accept: str = ""
     """
     encode, content_type = choose_encoder(accept)
     return encode(_exposed(collector_registry)), content_type
+
+
+def separate() -> Metrics:
+    """Metrics in a registry of their own, for a command that shows what it found and nothing of its process."""
+    return Metrics(port=None, collector_registry=CollectorRegistry())
 
 
 def worker_exited(pid: int) -> None:

@@ -69,6 +69,10 @@ class Reader:
     def scored(self, score: Score) -> None:
         """An answer was scored."""
 
+    def flush(self, timeout_s: float) -> bool:  # noqa: ARG002 - for readers that keep something back
+        """Send what waits; returns whether everything went out within ``timeout_s`` seconds."""
+        return True
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Final
 
+from dspy_observe.registry import baselines
 from dspy_observe.registry.errors import CorruptRegistry
 from dspy_observe.registry.models import DeploymentPlan, DeploymentStatus, Ruling, Standing, Version
 from dspy_observe.registry.options import IntegrationConfig
@@ -144,6 +145,7 @@ def plan(registry: SignatureRegistry, name: str, target_version: str, environmen
         advice.append(f"{target.version} is {older_by.days} days older than the latest version.")
     if not advice:
         advice.append("Deploy it, and watch its scores." if safe else "Do not deploy it.")
+    advice.append(baselines.prospects(registry, name, target.version, environment=environment))
     return DeploymentPlan(
         name, environment, None if current is None else current.version, target.version, safe, tuple(checks),
         tuple(advice), change, tuple(changes), 0 if pointer is None else pointer.generation,

@@ -131,6 +131,15 @@ class RegistryCore:
     ) -> None:
         self.close()
 
+    def view(self, name: str) -> AbstractContextManager[View]:
+        """One consistent view of a signature, for reading several things at once. What it returns is shared: only read.
+
+        Raises:
+            UnknownSignature: There is no such signature.
+        """
+        self._check(name)
+        return self._read(name)
+
     @property
     def _protected(self) -> tuple[str, ...]:
         return tuple(self._config.protected_environments)

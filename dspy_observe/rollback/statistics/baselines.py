@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final, Self
 
 from dspy_observe.errors import ConfigurationError
@@ -139,6 +140,7 @@ class Baseline:
         return cls(state["mean"], state["n"], state["stdev"], state["origin"])
 
 
+@lru_cache(maxsize=1024)  # verdicts ask again and again for the same few
 def lower_bound(mean: float, n: int, stdev: float | None = None, confidence: float = CONFIDENCE) -> float:
     """A bound below which the true mean of scores from 0 to 1 lies with a chance of at most ``confidence``.
 
@@ -184,15 +186,14 @@ def _binomial_tail(hits: int, n: int, p: float) -> float:
     """Chance of at least ``hits`` of ``n``."""
     if p <= 0:
         return 0.0
-    fixed = math.lgamma(n + 1)
-    total, k = 0.0, hits
-    while k <= n:
-        log_chance = fixed - math.lgamma(k + 1) - math.lgamma(n - k + 1) + k * math.log(p) + (n - k) * math.log1p(-p)
-        chance = math.exp(log_chance)
+    ways = math.lgamma(n + 1) - math.lgamma(hits + 1) - math.lgamma(n - hits + 1)
+    chance = total = math.exp(ways + hits * math.log(p) + (n - hits) * math.log1p(-p))
+    odds = p / (1 - p)
+    for k in range(hits, n):
+        chance *= (n - k) / (k + 1) * odds
         total += chance
-        if k > n * p and chance < total * _TINY:
+        if chance < total * _TINY and k > n * p:
             break
-        k += 1
     return total
 
 

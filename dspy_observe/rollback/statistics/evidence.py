@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from dspy_observe.rollback.statistics import verdicts
 from dspy_observe.rollback.statistics.baselines import Baseline
-from dspy_observe.rollback.statistics.members import Pair, Scored
+from dspy_observe.rollback.statistics.members import ACTIVE_S, Pair, Scored
 from dspy_observe.rollback.statistics.outages import Outage
 from dspy_observe.rollback.statistics.scene import LIVE_ROLES, Folded, Observation, Scene, Verdict
 from dspy_observe.rollback.statistics.seen import SeenIds
@@ -28,6 +28,8 @@ FORMAT: Final = 1
 MOST_VERSIONS: Final = 12
 MOST_PAIRS: Final = 8
 """The versions and pairs that were scored last stay."""
+LONGEST_WAIT_S: Final = 3600.0
+"""Seconds between two questions whether to roll back the same version."""
 BESIDE: Final = {"canary": "stable", "stable": "control"}
 """The role that answers beside a suspect of this role."""
 
@@ -85,11 +87,13 @@ class Evidence:
         mean = min(max(whole.mean, 0.0), 1.0)
         return Baseline(mean, whole.n, whole.stdev, f"{whole.n} scores of {version.name}")
 
-    def is_dropping(self) -> bool | None:
+    def is_dropping(self, now: float) -> bool | None:
         """Whether this program's scores fall lately, whoever is to blame; ``None`` when there are too few to tell."""
         if self._outage is not None:
             return True
         newest = sorted(self._versions.values(), key=lambda one: one.last_at)
+        if not newest or now - newest[-1].last_at > ACTIVE_S:
+            return None
         found = [one for stream in (newest[-1].streams.values() if newest else ()) for one in [stream.is_dropping()]]
         told = [one for one in found if one is not None]
         return any(told) if told else None
@@ -109,7 +113,7 @@ class Evidence:
         if deployed is not None and deployed.regressed_at is not None and scene.deployed_at > deployed.regressed_at:
             deployed.restart()  # somebody deployed it again, knowing better
         for one in observations:
-            if one.n == 1 and one.role not in LIVE_ROLES:
+            if one.n is None and one.role not in LIVE_ROLES:
                 told.ignored += 1
             elif not self._seen.first_time(one.score_id):
                 told.duplicates += 1
@@ -127,14 +131,16 @@ class Evidence:
         """Take on the question whether to roll back a regressed version; only one of several monitors gets it.
 
         Returns:
-            The reason; ``None`` when the version did not regress or somebody asked within ``again_after_s``.
+            The reason; ``None`` when the version did not regress or somebody asked within ``again_after_s``, which
+            doubles with each time it was asked, up to an hour.
         """
         version = self._versions.get(version_hash)
         if version is None or version.regressed_at is None:
             return None
-        if version.asked_at is not None and now - version.asked_at < again_after_s:
+        wait = min(again_after_s * 2.0 ** min(version.asked - 1, 30), LONGEST_WAIT_S)
+        if version.asked_at is not None and now - version.asked_at < wait:
             return None
-        version.asked_at = now
+        version.asked_at, version.asked = now, version.asked + 1
         return version.why
 
     def tell_outage(self) -> str | None:
@@ -153,7 +159,7 @@ class Evidence:
             baseline = scene.baseline(one.version_hash, one.metric)
             if baseline is not None:
                 stream.compare_with(baseline, scene.margin)
-        if one.n > 1:
+        if one.n is not None:
             stream.add_total(one.n, one.score, one.at)
         elif self._outage is not None:
             stream.last_at = max(stream.last_at, one.at)
@@ -163,7 +169,7 @@ class Evidence:
         else:
             stream.add(one.score, one.at, scene.threshold if scene.rule == "threshold" else None)
         suspects = {one.version_hash}
-        if one.n == 1:
+        if one.n is None:
             for pair in self._joined(one, scene):
                 suspects.add(pair.suspect)
         for suspect in suspects:
@@ -220,7 +226,8 @@ class Evidence:
             who = "programs"
         else:
             common = [self._drops(pair.control if pair.suspect == digits else pair.suspect, metric) for pair in pairs]
-            blamed = not mine and False in common  # a suspect is blamed by its comparison alone
+            # A suspect is blamed by its comparison alone, its control by both tests: a better canary is no regression.
+            blamed = not mine and any(pair.arms.beyond(levels, reverse=True) >= -TIE for pair in pairs)
             who = "versions that answer"
         if common and all(common):
             self._outage = Outage(scene.now, f"{metric}: the scores of all {who} fall together")

@@ -9,7 +9,7 @@ from dspy_observe.rollback.statistics.ratio import sample_ratio_mismatch
 from dspy_observe.rollback.statistics.sequential import TwoArms
 from dspy_observe.rollback.statistics.streams import Stream
 
-__all__ = ["Pair", "Scored"]
+__all__ = ["ACTIVE_S", "Pair", "Scored"]
 
 ACTIVE_S: Final = 3600.0
 """An arm that was not scored for this long is no comparison any more."""
@@ -18,7 +18,7 @@ ACTIVE_S: Final = 3600.0
 class Scored:
     """One version in the document."""
 
-    __slots__ = ("asked_at", "name", "regressed_at", "rejected", "streams", "why")
+    __slots__ = ("asked", "asked_at", "name", "regressed_at", "rejected", "streams", "why")
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -27,6 +27,8 @@ class Scored:
         self.regressed_at: float | None = None
         self.why = ""
         self.asked_at: float | None = None
+        self.asked = 0
+        """How often it was asked whether to roll it back."""
 
     @property
     def last_at(self) -> float:
@@ -36,6 +38,7 @@ class Scored:
     def restart(self) -> None:
         """Begin its tests anew."""
         self.regressed_at = self.asked_at = None
+        self.asked = 0
         self.why = ""
         for stream in self.streams.values():
             stream.restart()
@@ -45,7 +48,7 @@ class Scored:
         streams = {metric: stream.to_dict() for metric, stream in self.streams.items()}
         return {
             "version": self.name, "streams": streams, "rejected": self.rejected, "regressed_at": self.regressed_at,
-            "why": self.why, "asked_at": self.asked_at,
+            "why": self.why, "asked_at": self.asked_at, "asked": self.asked,
         }  # fmt: skip
 
     @classmethod
@@ -55,6 +58,7 @@ class Scored:
         made.streams = {metric: Stream.from_dict(one) for metric, one in state["streams"].items()}
         made.rejected, made.why = int(state["rejected"]), str(state["why"])
         made.regressed_at, made.asked_at = state["regressed_at"], state["asked_at"]
+        made.asked = int(state["asked"])
         return made
 
 

@@ -30,8 +30,8 @@ class Observation:
     at: float
     """Unix time in seconds."""
     score_id: str | None = None
-    n: int = 1
-    """More than 1 for an evaluation, whose ``score`` is then the mean of so many."""
+    n: int | None = None
+    """Scores of an evaluation, whose mean ``score`` then is; ``None`` for an answer to a user."""
 
 
 def _no_witness() -> Sequence[bool]:

@@ -200,10 +200,12 @@ class TwoArms:
     payoff of a pair is the control's mean minus the suspect's.
     """
 
-    __slots__ = ("_waiting", "_waiting_suspect", "bets", "n")
+    __slots__ = ("_waiting", "_waiting_suspect", "bets", "n", "reverse")
 
     def __init__(self) -> None:
         self.bets = Bets(ARM_STAKES)
+        self.reverse = Bets(ARM_STAKES)
+        """The same bets on the control being the worse one."""
         self.n = [0, 0]
         """Scores of the control and of the suspect."""
         self._waiting: list[float] = []
@@ -224,11 +226,19 @@ class TwoArms:
         taken = min(len(waiting), max(share, len(waiting) - _SLACK))
         other = sum(waiting[:taken]) / taken
         del waiting[:taken]
-        self.bets.add(other - score if suspect else score - other)
+        payoff = other - score if suspect else score - other
+        self.bets.add(payoff)
+        self.reverse.add(-payoff)
 
-    def beyond(self, levels: Levels) -> float:
-        """How far the evidence is beyond what the levels ask for; from ``-TIE`` on the suspect is worse."""
-        return self.bets.margin_of(levels.alpha, max(levels.horizon / 2, 1.0), ARMS_LATE_SHARE)
+    def beyond(self, levels: Levels, *, reverse: bool = False) -> float:
+        """How far the evidence is beyond what the levels ask for; from ``-TIE`` on the suspect is worse.
+
+        Args:
+            levels: Of one metric.
+            reverse: Ask whether the control is worse.
+        """
+        bets = self.reverse if reverse else self.bets
+        return bets.margin_of(levels.alpha, max(levels.horizon / 2, 1.0), ARMS_LATE_SHARE)
 
     def log_evidence(self, levels: Levels) -> float:
         """Natural logarithm of the stronger evidence of the two tests."""
@@ -238,7 +248,7 @@ class TwoArms:
         """The state; plain and of bounded size."""
         return {
             "n": self.n.copy(), "waiting": self._waiting.copy(), "waiting_suspect": self._waiting_suspect,
-            **self.bets.to_dict(),
+            "reverse": self.reverse.to_dict(), **self.bets.to_dict(),
         }  # fmt: skip
 
     @classmethod
@@ -250,6 +260,7 @@ class TwoArms:
         """
         made = cls()
         made.bets.restore(state)
+        made.reverse.restore(state["reverse"])
         made.n = [int(count) for count in state["n"]]
         made._waiting = [float(score) for score in state["waiting"]]
         made._waiting_suspect = bool(state["waiting_suspect"])

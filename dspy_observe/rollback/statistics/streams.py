@@ -7,13 +7,17 @@ from collections.abc import Mapping
 from typing import Any, Final, Self
 
 from dspy_observe.rollback.statistics.baselines import Baseline, Summary
-from dspy_observe.rollback.statistics.sequential import TIE, OneArm
+from dspy_observe.rollback.statistics.sequential import LEAST_ROOM, TIE, OneArm
 
 __all__ = ["BLOCK", "Stream"]
 
 BLOCK: Final = 50
 """Scores of a block; the last one or two blocks are what a stream was lately."""
 _LEAST_RECENT: Final = 20
+_FALL_STAKES: Final = (0.05, 0.3)
+"""For slow and for sudden falls."""
+_DROPPING: Final = math.log(100.0)
+"""The best bet that began at any time is seldom as large by chance, and soon when scores fall."""
 _Z_99: Final = 2.326
 """One-sided 99 % point of the normal distribution."""
 
@@ -21,7 +25,7 @@ _Z_99: Final = 2.326
 class Stream:
     """Scores from 0 to 1 of one version by one metric; its state is plain and of constant size."""
 
-    __slots__ = ("_blocks", "_older", "arm", "baseline", "fell", "last_at")
+    __slots__ = ("_blocks", "_falls", "_older", "arm", "baseline", "fell", "last_at")
 
     def __init__(self) -> None:
         self.baseline: Baseline | None = None
@@ -30,6 +34,8 @@ class Stream:
         self.fell = False
         """Whether a whole block was lower than the plain rule allows."""
         self.last_at = 0.0
+        self._falls = [0.0] * len(_FALL_STAKES)
+        """Logarithm of the best bet that began at any time, for each stake."""
         self._older = Summary()
         self._blocks = (Summary(), Summary())
 
@@ -49,6 +55,9 @@ class Stream:
         self._keep(score, at)
         if self.arm is not None:
             self.arm.add(score)
+            payoff, room = self.arm.floor - score, max(1 - self.arm.floor, LEAST_ROOM)
+            for place, stake in enumerate(_FALL_STAKES):
+                self._falls[place] = max(0.0, self._falls[place] + math.log1p(stake / room * payoff))
         block = self._blocks[1]
         if plain_drop is not None and self.baseline is not None and block.n == BLOCK:
             drop = self.baseline.mean - block.mean
@@ -84,17 +93,22 @@ class Stream:
 
     def is_dropping(self) -> bool | None:
         """Whether its latest scores are too low to be chance, looked at once; ``None`` when they are too few."""
+        if max(self._falls) >= _DROPPING:
+            return True
         recent = Summary()
         for block in self._blocks:
             recent.merge(block)
         reference = self.reference
         if reference is None or recent.n < _LEAST_RECENT:
             return None
+        if self.arm is not None:
+            return False
         return reference - recent.mean > _Z_99 * math.sqrt(max(reference * (1 - reference), 1e-4) / recent.n)
 
     def forget_recent(self) -> None:
         """The latest scores were an outage's: they are no evidence, and no baseline for a later version."""
         self._blocks = (Summary(), Summary())
+        self._falls = [0.0] * len(_FALL_STAKES)
 
     def restart(self) -> None:
         """Begin the tests anew, against the same baseline."""
@@ -112,6 +126,7 @@ class Stream:
             "last_at": self.last_at,
             "older": self._older.to_dict(),
             "blocks": [block.to_dict() for block in self._blocks],
+            "falls": self._falls.copy(),
         }
 
     @classmethod
@@ -128,4 +143,5 @@ class Stream:
         made._older = Summary.from_dict(state["older"])
         first, second = state["blocks"]
         made._blocks = (Summary.from_dict(first), Summary.from_dict(second))
+        made._falls = [float(one) for one in state["falls"]]
         return made
