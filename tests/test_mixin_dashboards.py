@@ -180,6 +180,8 @@ def test_rates_fit_the_scrape_interval_and_counters_are_never_shown_raw(where: s
     for function, window in re.findall(r"\b(i?rate|increase)\([^\[\]]*\[([^\]]+)\]", expr):
         allowed = {"$__rate_interval"} if function != "increase" else {"$__rate_interval", "$__range"}
         assert window in allowed, where
+    # A series that has just been born counts whole, as increase() does not see its first value.
+    expr = re.sub(r"\((\S+\{[^}]*\}) unless \1 offset \$__(range|rate_interval)\) or", "", expr)
     for found in re.finditer(r"\b(dspy_\w+(?:_total|_bucket|_sum|_count))\b", expr):
         if where.partition(": ")[2].startswith("$"):
             continue  # a variable reads labels, not values

@@ -18,6 +18,7 @@ from dspy_observe.mixin.promql import (
     Alert,
     Group,
     environment,
+    grown,
     increase,
     selected,
 )
@@ -441,17 +442,16 @@ _CAPPED = (
 
 
 def _overflown(o: DashboardOptions, metric: str, label: str) -> str:
-    series = selected(o, metric, f'{label}="{OVERFLOW_LABEL}"')
-    grown = f"sum by (job, instance) (increase({series}[{duration(o.regression_window_s)}])) > 0"
-    return f'label_replace({grown}, "label", "{label}", "", "")'
+    series = grown(o, metric, o.regression_window_s, f'{label}="{OVERFLOW_LABEL}"')
+    return f'label_replace(sum by (job, instance) ({series}) > 0, "label", "{label}", "", "")'
 
 
 def _observer(o: DashboardOptions) -> list[Alert]:
     where = "job, instance"
     w = o.regression_window_s
-    dropped = f"sum by ({where}) (increase({selected(o, 'dspy_observe_dropped_calls_total')}[{duration(w)}]))"
-    errors = f"sum by ({where}, site) (increase({selected(o, 'dspy_observe_internal_errors_total')}[{duration(w)}]))"
-    failures = f"sum by ({where}) (increase({selected(o, 'dspy_redaction_failures_total')}[{duration(w)}]))"
+    dropped = f"sum by ({where}) ({grown(o, 'dspy_observe_dropped_calls_total', w)})"
+    errors = f"sum by ({where}, site) ({grown(o, 'dspy_observe_internal_errors_total', w)})"
+    failures = f"sum by ({where}) ({grown(o, 'dspy_redaction_failures_total', w)})"
     ours = f"max by ({where}) ({selected(o, 'dspy_observe_open_calls')})"
     overflow = " or ".join(_overflown(o, *which) for which in _CAPPED)
     return [
@@ -511,8 +511,8 @@ def _observer(o: DashboardOptions) -> list[Alert]:
 
 def _alert_path(o: DashboardOptions) -> list[Alert]:
     w = o.regression_window_s
-    refusals = selected(o, "dspy_alert_requests_total", 'code=~"[45].."')
-    refused = f"sum by (job, instance, code) (increase({refusals}[{duration(w)}]))"
+    refusals = grown(o, "dspy_alert_requests_total", w, 'code=~"[45].."')
+    refused = f"sum by (job, instance, code) ({refusals})"
     seen = f"max(max_over_time({selected(o, 'dspy_watchdog_timestamp_seconds')}[1d]))"
     budgets = f"count({selected(o, 'dspy_rollback_budget_remaining')})"
     return [

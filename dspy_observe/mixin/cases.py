@@ -338,7 +338,20 @@ def _rollbacks(o: DashboardOptions) -> list[Scene]:
         firing = Scene(f"{metric} is {bad}", long, o.scrape_interval_s).gauge(series, bad)
         made.append(firing.fires(alert, program="qa", environment="production"))
         made.append(Scene(f"{metric} is {good}", long, o.scrape_interval_s).gauge(series, good).silent(alert))
-    return [*made, calm.silent("DSPyRollbackRefused"), *_no_help(o)]
+    return [*made, calm.silent("DSPyRollbackRefused"), *_born(o), *_no_help(o)]
+
+
+def _born(o: DashboardOptions) -> list[Scene]:
+    """A counter's series begins with the first event, at 1, which increase() does not see."""
+    step = o.settle_s / 40
+    before, after = o.settle_s * 1.2, o.settle_s * 0.4
+    series = f'dspy_rollbacks_total{{{_RECEIVER},trigger="alert",outcome="error"}}'
+    up = 'up{job="dspy-receiver",instance="receiver:9095"}'
+    who = {"program": "qa", "environment": "production", "trigger": "alert"}
+    first = Scene("the first rollback ever fails", before + after, step).gauge(up, 1).absent_then(series, before, 1)
+    gap = Scene("the receiver is scraped for the first time, and rollbacks failed long ago", before + after, step)
+    gap.absent_then(up, before, 1).absent_then(series, before, 5)
+    return [first.fires("DSPyRollbackFailed", **who), gap.silent("DSPyRollbackFailed")]
 
 
 def _no_help(o: DashboardOptions) -> list[Scene]:

@@ -112,8 +112,12 @@ def _outages(o: DashboardOptions, before: float, after: float, busy: float, step
     both.counter(runs("v2", "error"), (0, before), (busy, after))
     both.counter(asked("v7", program="chat"), (busy, before), (0, after))
     both.counter(asked("v7", "error", program="chat"), (0, before), (busy, after))
+    tenth = Scene("the provider fails every tenth call, whoever asks", total, step)
+    tenth.counter(asked("v1"), busy * 0.9).counter(asked("v1", "error"), (0, before), (busy * 0.1, after))
+    tenth.counter(runs("v1"), busy * 0.9).counter(runs("v1", "error"), (0, before), (busy * 0.1, after))
     who = {"environment": o.default_environment, "model": "m1"}
     return [
+        tenth.silent(error, outage),
         down.fires(outage, 1.0, program="qa", **who).silent(error),
         typo.fires(error, 1.0, **_qa(o)).silent(outage),
         refused.fires(error, 1.0, **_qa(o)).silent(outage),

@@ -24,6 +24,7 @@ __all__ = [
     "Group",
     "Recording",
     "environment",
+    "grown",
     "increase",
     "number",
     "one_line",
@@ -38,6 +39,8 @@ LIVE: Final = 'role!~"shadow|warmup|eval"'
 """Runs that answer somebody."""
 FAILED: Final = 'status=~"error|rate_limited|timeout"'
 """What a caller sees as a failure; what he cancelled himself is none."""
+
+_HOUR_S: Final = 3600.0
 
 Severity = Literal["critical", "warning", "info", "none"]
 
@@ -101,10 +104,29 @@ def environment(o: DashboardOptions, expr: str) -> str:
     return f'label_replace({expr}, "environment", "{o.default_environment}", "environment", "")'
 
 
+def grown(o: DashboardOptions, metric: str, window_s: float, *matchers: str) -> str:
+    """How much each series of a counter grew within a window, its first value included.
+
+    ``increase`` needs two samples and sees nothing of a series that is born at 1, which is how most counters of rare
+    events begin. So a series that did not exist when the window began counts with its whole value, if its process was
+    scraped then: after a gap in the scrapes nothing is known, and a lifetime's total must not look like news.
+    """
+    series, window = selected(o, metric, *matchers), duration(window_s)
+    born = f"({series} unless {series} offset {window} and on (job, instance) up offset {window})"
+    return f"({born} or increase({series}[{window}]))"
+
+
 def increase(o: DashboardOptions, metric: str, window_s: float, by: str, *matchers: str, offset_s: float = 0.0) -> str:
-    """How much a counter grew within a window, added up over replicas, with an environment."""
-    back = f" offset {duration(offset_s)}" if offset_s else ""
-    return environment(o, f"sum by ({by}) (increase({selected(o, metric, *matchers)}[{duration(window_s)}]{back}))")
+    """How much a counter grew within a window, added up over replicas, with an environment.
+
+    Windows up to an hour count what :func:`grown` counts; in longer ones a first value is nothing.
+    """
+    if offset_s or window_s > _HOUR_S:
+        back = f" offset {duration(offset_s)}" if offset_s else ""
+        series = f"increase({selected(o, metric, *matchers)}[{duration(window_s)}]{back})"
+    else:
+        series = grown(o, metric, window_s, *matchers)
+    return environment(o, f"sum by ({by}) ({series})")
 
 
 def rule_of(rule: Recording | Alert, o: DashboardOptions, links: Mapping[str, str]) -> dict[str, Any]:

@@ -7,10 +7,11 @@ A version that has all the traffic has nothing beside it to compare with. So it 
 and how all other versions of the program did within the baseline window (total minus own), where they had enough
 calls. A canary is compared with the stable side at the same moment, which also excuses what befalls both.
 
-What the provider does is nobody's regression. A model counts as down when a version that it has answered before now
-gets failures, and so many of all calls to it fail. A model that has *never* answered a version (misspelt, not
-permitted, a prompt it refuses) is that version's mistake. The guard stands in the expressions because Alertmanager's
-inhibition comes too late for two alerts that begin together.
+What the provider does is nobody's regression. Errors of runs are a version's own as far as they are more than the
+failures of models that had answered this version before; and while such a model is down for everybody, nobody is
+blamed. A model that has *never* answered a version (misspelt, not permitted, a prompt it refuses) is that version's
+mistake. This stands in the expressions because Alertmanager's inhibition comes too late for two alerts that begin
+together, and because a provider that fails every tenth call is no outage and no regression either.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ class Names:
         )
         self.calls = f"program_version:dspy_calls:increase{w}"
         self.errors = f"program_version:dspy_errors:ratio_increase{w}"
+        self.own_errors = f"program_version:dspy_own_errors:ratio_increase{w}"
+        self.provider_errors = f"program_version:dspy_provider_errors:increase{w}"
         self.base_calls = f"program_version:dspy_calls:increase{b}"
         self.base_errors = f"program_version:dspy_errors:increase{b}"
         self.base_asked = f"program_version:dspy_requests:increase{b}"
@@ -145,6 +148,7 @@ def providers(o: DashboardOptions) -> list[Recording]:
     answered = increase(
         o, "dspy_requests_total", o.provider_memory_s, by, 'status="ok"', offset_s=o.regression_window_s
     )
+    broken = increase(o, "dspy_requests_total", o.regression_window_s, by, 'status=~"error|timeout"')
     limit = n(o.provider_failure_ratio)
     least = o.provider_minimum_calls
     model = "environment, model"
@@ -154,6 +158,7 @@ def providers(o: DashboardOptions) -> list[Recording]:
             "program_version_model:dspy_requests_failed:increase",
             _or_zero(failed, "program_version_model:dspy_requests:increase"),
         ),
+        Recording(Names(o).provider_errors, f"sum by ({VERSION}) ({broken} and on ({by}) ({answered} > 0))"),
         Recording(
             OUTAGE,
             f"""
@@ -181,10 +186,15 @@ def versions(o: DashboardOptions) -> Group:
         *providers(o),
         Recording(names.calls, increase(o, _RUNS, w, VERSION, LIVE)),
         Recording(names.errors, f"{_or_zero(errors, names.calls)} / ({names.calls} > 0)"),
+        Recording(
+            names.own_errors,
+            f"""clamp_min({_or_zero(errors, names.calls)} - on ({VERSION})
+            {_or_zero(names.provider_errors, names.calls)}, 0) / ({names.calls} > 0)""",
+        ),
         Recording(names.asked, increase(o, "dspy_requests_total", w, VERSION)),
         Recording(names.parse, f"{_or_zero(unread, names.asked)} / ({names.asked} > 0)"),
         _worse(
-            o, names, "DSPyVersionErrorRegression", "errors", (names.errors, names.others_errors),
+            o, names, "DSPyVersionErrorRegression", "errors", (names.own_errors, names.others_errors),
             (o.error_limit, o.error_increase), "runs end in an error",
         ),
         _worse(

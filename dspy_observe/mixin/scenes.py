@@ -66,6 +66,12 @@ class Scene:
         self.series[series] = " ".join(parts)
         return self
 
+    def absent_then(self, series: str, absent_s: float, value: float) -> Scene:
+        """A series that begins late, with a value that it keeps."""
+        missing = round(absent_s / self.step_s)
+        self.series[series] = f"_x{missing} {number(value)}+0x{self.steps - missing}"
+        return self
+
     def _phases(self, phases: tuple[tuple[float, float] | float, ...]) -> list[tuple[float, int]]:
         made = []
         for phase in phases:

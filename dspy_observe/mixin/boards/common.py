@@ -14,6 +14,7 @@ __all__ = [
     "LIVE",
     "RUNS",
     "R",
+    "events",
     "heatmap",
     "link_to",
     "links",
@@ -53,6 +54,19 @@ def series(metric: str, *matchers: str) -> str:
 def rate(metric: str, *matchers: str, by: str = "") -> str:
     """What a counter grows by in a second, added up."""
     return f"sum{f' by ({by})' if by else ''} (rate({series(metric, *matchers)}[{R}]))"
+
+
+def events(metric: str, *matchers: str, by: str = "", window: str = R) -> str:
+    """How many events a counter has seen within a window, the first one included, which increase() does not see.
+
+    Args:
+        metric: A counter of rare events.
+        *matchers: Further ones.
+        by: Labels to keep.
+        window: ``$__rate_interval`` for a course, ``$__range`` for a number.
+    """
+    one = series(metric, *matchers)
+    return f"sum{f' by ({by})' if by else ''} (({one} unless {one} offset {window}) or increase({one}[{window}]))"
 
 
 def ratio(part: tuple[str, ...], whole: tuple[str, ...], by: str = "") -> str:
@@ -156,12 +170,12 @@ def marks() -> list[dict[str, Any]]:
         ),
         _annotation(
             "Rollbacks",
-            f"sum by (program, environment, trigger, outcome) (increase({series('dspy_rollbacks_total')}[{R}])) > 0",
+            f"{events('dspy_rollbacks_total', by='program, environment, trigger, outcome')} > 0",
             BAD, "Rollback of {{program}}: {{outcome}}", "{{environment}}, asked for by {{trigger}}",
         ),
         _annotation(
             "Decisions",
-            f"sum by (program, environment, trigger, outcome) (increase({series('dspy_decisions_total')}[{R}])) > 0",
+            f"{events('dspy_decisions_total', by='program, environment, trigger, outcome')} > 0",
             NEUTRAL, "{{program}}: {{outcome}}", "{{environment}}, asked for by {{trigger}}", shown=False,
         ),
         _annotation(

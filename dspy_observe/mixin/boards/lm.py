@@ -5,7 +5,7 @@ from __future__ import annotations
 from dspy_observe.mixin.boards.common import (
     LIVE,
     RUNS,
-    R,
+    events,
     heatmap,
     link_to,
     quantile,
@@ -133,7 +133,7 @@ def _tokens(o: DashboardOptions) -> Row:
             "Heaviest user", "How many tokens has the heaviest user of each program had within the budget's window?",
             "short", Target(f"max by (program) ({series('dspy_user_tokens_max')})", "{{program}}"),
             Target(
-                f"sum by (program) (increase({series('dspy_user_budget_exceeded_total')}[{R}]))",
+                events("dspy_user_budget_exceeded_total", by="program"),
                 "{{program}}: over budget",
             ),
             thresholds=steps(None, float(o.user_tokens_limit)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dspy_observe.conventions import MAX_OPEN_CALLS, OVERFLOW_LABEL
-from dspy_observe.mixin.boards.common import R, rate, series, stat, ts
+from dspy_observe.mixin.boards.common import R, events, rate, series, stat, ts
 from dspy_observe.mixin.grafana import Panel, Row, Target, steps
 from dspy_observe.mixin.options import DashboardOptions
 
@@ -19,7 +19,7 @@ def _privacy() -> Row:
     return Row("Privacy", [
         stat(
             "Redacted values", "How many private values were removed in the time shown?", "short",
-            f"sum(increase({series('dspy_redactions_total')}[$__range]))", height=8,
+            events("dspy_redactions_total", window="$__range"), height=8,
         ),
         stat(
             "Redaction failures", "Was content dropped because a detector failed? Has to be 0.", "short",
@@ -32,7 +32,7 @@ def _privacy() -> Row:
         Panel(
             "bargauge", "Redactions in the time shown", "Which kinds are most frequent?", "short",
             [Target(
-                f"sort_desc(sum by (entity) (increase({series('dspy_redactions_total')}[$__range])))", "{{entity}}",
+                f"sort_desc({events('dspy_redactions_total', by='entity', window='$__range')})", "{{entity}}",
                 instant=True,
             )],
             minimum=0,
@@ -44,7 +44,7 @@ def _observer(o: DashboardOptions) -> Row:
     return Row("The observer", [
         ts(
             "Errors kept from the program", "Where does the observer itself fail?", "short",
-            Target(f"sum by (site) (increase({series('dspy_observe_internal_errors_total')}[{R}]))", "{{site}}"),
+            Target(events("dspy_observe_internal_errors_total", by="site"), "{{site}}"),
         ),
         ts(
             "Open calls", "Do calls begin that never end?", "short",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dspy_observe.mixin.boards.common import LIVE, RUNS, R, heatmap, quantile, rate, ratio, series, stat, table, ts
+from dspy_observe.mixin.boards.common import LIVE, RUNS, events, heatmap, quantile, rate, ratio, series, stat, table, ts
 from dspy_observe.mixin.grafana import BAD, GOOD, NEUTRAL, WARN, Panel, Row, Target, steps
 from dspy_observe.mixin.options import DashboardOptions, duration
 from dspy_observe.mixin.promql import FAILED
@@ -160,7 +160,7 @@ def _canary(o: DashboardOptions) -> Row:
         ts(
             "Shadow calls left out", "Is the shadow version too slow to keep up?", "short",
             Target(
-                f"sum by (program, reason) (increase({series('dspy_shadow_dropped_total')}[{R}]))",
+                events("dspy_shadow_dropped_total", by="program, reason"),
                 "{{program}}: {{reason}}",
             ),
             width=12,
@@ -177,9 +177,9 @@ def _judged(o: DashboardOptions) -> Row:
 
     return Row("What the alerts compare", [
         ts(
-            "Errors against the others", f"Errors within {window}, and those of all other versions within {before}?",
-            "percentunit", *both(names.errors, names.others_errors), thresholds=((None, GOOD), (o.error_limit, BAD)),
-            minimum=0,
+            "Errors against the others", f"Errors but the provider's in {window}, the others' in {before}?",
+            "percentunit", *both(names.own_errors, names.others_errors),
+            thresholds=((None, GOOD), (o.error_limit, BAD)), minimum=0,
         ),
         ts(
             "Scores against the others",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dspy_observe.mixin.boards.common import R, heatmap, rate, series, stat, table, ts
+from dspy_observe.mixin.boards.common import R, events, heatmap, rate, series, stat, table, ts
 from dspy_observe.mixin.grafana import BAD, GOOD, NEUTRAL, WARN, Panel, Row, Target, steps
 from dspy_observe.mixin.options import DashboardOptions
 
@@ -18,21 +18,21 @@ def rows(o: DashboardOptions) -> list[Row]:
 
 
 def _grown(metric: str, by: str, *matchers: str) -> str:
-    return f"sum by ({by}) (increase({series(metric, *matchers)}[{R}]))"
+    return events(metric, *matchers, by=by)
 
 
 def _now(o: DashboardOptions) -> Row:
     beat = series("dspy_watchdog_timestamp_seconds")
     duration_s = series("dspy_rollback_duration_seconds_bucket")
-    refused = series(_DECISIONS, 'outcome=~"held|rejected"')
+    refused = 'outcome=~"held|rejected"'
     return Row("Now", [
         stat(
             "Rollbacks", "How often was a version put back in the time shown?", "short",
-            f"sum(increase({series(_ROLLBACKS)}[$__range]))", thresholds=steps(1, 3),
+            events(_ROLLBACKS, window="$__range"), thresholds=steps(1, 3),
         ),
         stat(
             "Held or rejected", "How often was a rollback asked for and not carried out?", "short",
-            f"sum(increase({refused}[$__range]))", thresholds=steps(1, 3), no_value="none",
+            events(_DECISIONS, refused, window="$__range"), thresholds=steps(1, 3), no_value="none",
         ),
         stat(
             "Alert to rollback", "How long did it take from an alert's beginning to the moved pointer (p95)?", "s",
