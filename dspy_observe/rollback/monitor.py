@@ -230,7 +230,9 @@ class Monitor(Reader):
     # --- telling -----------------------------------------------------------------------------------------------------
 
     def _show(self, name: str, outcome: Outcome) -> None:
-        for digits, version in outcome.evidence.versions.items():
+        """Export what is known of the versions that answer; an alert on the others would never end."""
+        present = outcome.evidence.answering(outcome.scene)
+        for digits, version in present.items():
             verdict = outcome.evidence.verdict(digits, outcome.scene)
             for rule, log10 in verdict.log10_evidence.items():
                 self._evidence_gauge.child(name, version, rule).set(log10)
@@ -240,11 +242,11 @@ class Monitor(Reader):
                 self._verdict_info.remove(name, version, before)
             self._verdict_info.child(name, version, verdict.verdict).set(1)
             self._shown[name, version] = verdict.verdict
-        present = set(outcome.evidence.versions.values())
-        for gone in [key for key in self._shown if key[0] == name and key[1] not in present]:
+        for gone in [key for key in self._shown if key[0] == name and key[1] not in present.values()]:
             self._verdict_info.child(*gone, self._shown[gone]).set(0)
             self._verdict_info.remove(*gone, self._shown.pop(gone))
             for rule in ("e_process", "shiryaev_roberts", "two_arm"):
+                self._evidence_gauge.child(*gone, rule).set(0)
                 self._evidence_gauge.remove(*gone, rule)
 
     def _foretell(self, name: str, version: str) -> None:

@@ -263,6 +263,20 @@ def test_without_a_baseline_there_is_no_verdict(registry: SignatureRegistry, wat
     assert running(registry, "new") == "b"
 
 
+def test_a_version_that_answers_nobody_is_exported_no_more(
+    registry: SignatureRegistry, watch: Watch, give: Give, series: Series, clock: Any
+) -> None:
+    """Ten minutes after the rollback the bad version's series are gone, so that an alert on them ends."""
+    monitor = watch(registry)
+    feed(monitor, give("v2", 0.3, 100))
+    assert ("qa", "v2", "regressed") in series("dspy_quality_verdict_info")
+    clock.forward(601)
+    feed(monitor, give("v1", 0.9, 60))
+    assert series("dspy_quality_verdict_info") == {("qa", "v1", "ok"): 1}
+    assert {labels[1] for labels in series("dspy_quality_evidence")} == {"v1"}
+    assert monitor.verdict("qa", "v2") == "regressed", "who asks is still told"
+
+
 def test_s33_invalid_scores_are_counted_and_never_compared(
     registry: SignatureRegistry, watch: Watch, give: Give, series: Series
 ) -> None:

@@ -28,6 +28,8 @@ FORMAT: Final = 1
 MOST_VERSIONS: Final = 12
 MOST_PAIRS: Final = 8
 """The versions and pairs that were scored last stay."""
+SILENT_S: Final = 600.0
+"""A version that is not deployed and was not scored for so long answers nobody."""
 LONGEST_WAIT_S: Final = 3600.0
 """Seconds between two questions whether to roll back the same version."""
 BESIDE: Final = {"canary": "stable", "stable": "control"}
@@ -76,6 +78,14 @@ class Evidence:
     def versions(self) -> dict[str, str]:
         """Names of the versions that were scored, by hash."""
         return {digits: version.name for digits, version in self._versions.items()}
+
+    def answering(self, scene: Scene) -> dict[str, str]:
+        """Names of the versions that are deployed or were scored within ten minutes, by hash."""
+        return {
+            digits: version.name
+            for digits, version in self._versions.items()
+            if digits == scene.deployed or scene.now - version.last_at < SILENT_S
+        }
 
     def summary(self, version_hash: str, metric: str) -> Baseline | None:
         """What a version's scores by a metric were, as a baseline for its successor; ``None`` when there are none."""
