@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
@@ -59,7 +60,8 @@ class Outbox:
         for path in (self._root / name).glob("*" + _PREPARED):
             row = _row(path)
             if row is not None and row["commit"] in commits:
-                path.rename(path.with_suffix(_READY))
+                with suppress(FileNotFoundError):  # who delivers forgets without the lock, perhaps just now
+                    path.rename(path.with_suffix(_READY))
             else:
                 disk.remove(path)
 
