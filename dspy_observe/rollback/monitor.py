@@ -186,6 +186,8 @@ class Monitor(Reader):
             return False
         try:
             self._work.clear()
+            if self._stop.is_set():
+                self._work.set()  # or the thread that close() waits for would wait for work
             with self._lock:
                 batch: dict[str, list[Waiting]] = {}
                 while self._waiting:
