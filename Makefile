@@ -20,7 +20,7 @@ SERVER_PACKAGES := prometheus prometheus-alertmanager postgresql
 PHOENIX := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dspy-observe/phoenix
 PHOENIX_PINS := tests/phoenix-constraints.txt
 
-.PHONY: phoenix help demo test lint bench dashboards servers clean
+.PHONY: phoenix help demo test lint bench dashboards schema servers clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -43,6 +43,9 @@ bench: $(VENV)/.installed-all $(VENV)/.installed-bench  ## cost per call as a ra
 
 dashboards: $(VENV)/.installed-all  ## generate dashboards/: Grafana JSON, rules, alerts and their tests, runbook
 	$(BIN)/dspy-observe dashboards generate --out dashboards
+
+schema: $(VENV)/.installed-dev  ## type-check the dashboards against Grafana's TypeScript schema; needs Node and npm
+	$(BIN)/python -m tests.grafana_schema
 
 # One stamp per extra; pip runs again only when the requirements or the pins are newer than the stamp.
 $(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/python

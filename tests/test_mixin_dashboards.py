@@ -15,11 +15,11 @@ from dspy_observe.conventions import METRICS
 from dspy_observe.mixin.alerts import alert_groups, rule_groups
 from dspy_observe.mixin.boards import boards
 from dspy_observe.mixin.boards.common import series
+from dspy_observe.mixin.checking import filled, selectors
 from dspy_observe.mixin.grafana import dashboard_json, steps
 from dspy_observe.mixin.options import DashboardOptions
 from dspy_observe.mixin.promql import Recording
 from dspy_observe.mixin.uids import TITLES, uid
-from tests.mixin_queries import inserted, selectors
 
 OPTIONS = DashboardOptions()
 DASHBOARDS: dict[str, dict[str, Any]] = {board.uid: json.loads(dashboard_json(board)) for board in boards(OPTIONS)}
@@ -155,7 +155,7 @@ def test_latency_leads_to_traces() -> None:
 @pytest.mark.parametrize(("where", "expr"), QUERIES, ids=[where for where, _ in QUERIES])
 def test_a_query_reads_what_exists_and_obeys_the_variables(where: str, expr: str) -> None:
     """By the grammar of Prometheus 3, with metrics and labels of the catalogue, narrowed by job and instance."""
-    for metric, matchers in selectors(inserted(expr)):
+    for metric, matchers in selectors(filled(expr)):
         if metric == "ALERTS" or metric in RECORDED:
             continue  # aggregated over processes: they have no job and no instance
         if where.endswith("$job"):
@@ -190,7 +190,7 @@ def test_rates_fit_the_scrape_interval_and_counters_are_never_shown_raw(where: s
 
 def test_every_metric_is_on_a_panel() -> None:
     """Nothing is exported that nobody sees."""
-    shown = {metric for where, expr in QUERIES for metric, _ in selectors(inserted(expr))}
+    shown = {metric for where, expr in QUERIES for metric, _ in selectors(filled(expr))}
     shown |= {re.sub("_(bucket|sum|count)$", "", metric) for metric in shown}
     assert set(METRICS) - shown == set()
 

@@ -13,12 +13,12 @@ import yaml
 from dspy_observe.conventions import METRICS, WATCHDOG_ALERT
 from dspy_observe.mixin.alerts import alert_groups, alerts, rule_groups
 from dspy_observe.mixin.cases import ALWAYS_FIRING
+from dspy_observe.mixin.checking import selectors
 from dspy_observe.mixin.files import generate
 from dspy_observe.mixin.options import DashboardOptions
 from dspy_observe.mixin.promql import Alert, Recording, rule_of
 from dspy_observe.mixin.runbook import SECTIONS
 from dspy_observe.mixin.uids import links
-from tests.mixin_queries import selectors
 from tests.servers import needs
 
 FOLDER = Path(__file__).parents[1] / "dashboards"

@@ -5,7 +5,7 @@ so the SDK would become a dependency of everybody; its newest Python release sta
 epoch in its version (a plain install brings 10.1); and what it writes has panels without ids, queries without letters,
 and settings of interval variables in all others, which would have to be mended afterwards.
 What is left for it to do are these two hundred lines. The output is type-checked against Grafana's own published
-TypeScript schema by ``make check-schema``.
+TypeScript schema by ``make schema``.
 """
 
 from __future__ import annotations
@@ -290,11 +290,7 @@ def _options(panel: Panel) -> dict[str, Any]:
             "valueMode": "color", "minVizHeight": 16, "minVizWidth": 8,
         }  # fmt: skip
     if panel.kind == "table":
-        return {
-            "showHeader": True,
-            "cellHeight": "sm",
-            "footer": {"show": False, "reducer": ["sum"], "countRows": False},
-        }
+        return {"showHeader": True, "cellHeight": "sm"}
     if panel.kind == "state-timeline":
         return {
             "showValue": "auto", "rowHeight": 0.8, "mergeValues": True, "alignValue": "left",

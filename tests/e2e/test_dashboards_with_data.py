@@ -11,12 +11,12 @@ import pytest
 
 from dspy_observe.mixin.alerts import alert_groups, rule_groups
 from dspy_observe.mixin.boards import boards
+from dspy_observe.mixin.checking import filled, selectors
 from dspy_observe.mixin.files import generate
 from dspy_observe.mixin.grafana import Board
 from dspy_observe.mixin.options import DashboardOptions
 from dspy_observe.mixin.promql import Recording
 from dspy_observe.mixin.regressions import OUTAGE
-from tests.mixin_queries import inserted, label_values, selectors
 from tests.mixin_traffic import Traffic
 from tests.servers import Alertmanager, Prometheus, needs
 
@@ -60,6 +60,11 @@ def shown(server: Prometheus, expr: str) -> bool:
     return any(not math.isnan(float(series["value"][1])) for series in server.query(expr))
 
 
+def source_of(query: str) -> str:
+    """The series that a variable's query takes its values from: of ``label_values(series, label)`` the first."""
+    return query.removeprefix("label_values(").rpartition(", ")[0]
+
+
 def queries(board: Board) -> dict[str, str]:
     """Every query of a dashboard, filled in."""
     found = {}
@@ -70,8 +75,8 @@ def queries(board: Board) -> dict[str, str]:
     found |= {f"annotation {note['name']}": note["expr"] for note in board.annotations}
     for variable in board.variables:
         if variable["type"] == "query":
-            found[f"${variable['name']}"] = label_values(variable["query"]["query"])
-    return {where: inserted(" ".join(expr.split()), "10s", "2m") for where, expr in found.items()}
+            found[f"${variable['name']}"] = source_of(variable["query"]["query"])
+    return {where: filled(" ".join(expr.split()), "10s", "2m") for where, expr in found.items()}
 
 
 @pytest.mark.parametrize("board", boards(OPTIONS), ids=lambda board: board.uid)

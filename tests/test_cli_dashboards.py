@@ -1,0 +1,212 @@
+"""``dspy-observe dashboards``: a team's own set is written, and a folder's faults are found and named."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+from typer.testing import CliRunner, Result
+
+from dspy_observe.cli import app
+from dspy_observe.mixin import checking
+from dspy_observe.mixin.files import generate
+from dspy_observe.mixin.options import DashboardOptions
+from tests.servers import needs
+
+runner = CliRunner()
+
+
+def run(*arguments: str | Path) -> Result:
+    """The command's result."""
+    return runner.invoke(app, ["dashboards", *map(str, arguments)])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder as generate writes it."""
+    place = tmp_path / "monitoring"
+    assert run("generate", "--out", place).exit_code == 0
+    return place
+
+
+def test_all_files_are_written_and_then_left_alone(folder: Path) -> None:
+    """A second run writes nothing; strangers' files stay, our old ones go."""
+    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == set(
+        generate(DashboardOptions())
+    )
+    (folder / "grafana" / "dspy-old.json").write_text("{}", encoding="utf-8")
+    (folder / "grafana" / "mine.json").write_text("{}", encoding="utf-8")
+    answer = json.loads(run("generate", "--out", folder, "--json").stdout)
+    assert answer["written"] == []
+    assert answer["removed"] == ["grafana/dspy-old.json"]
+    assert len(answer["files"]) >= 25
+    assert (folder / "grafana" / "mine.json").exists()
+
+
+def test_own_numbers_reach_rules_panels_tests_and_runbook(tmp_path: Path) -> None:
+    """One file of options, every place."""
+    mine = tmp_path / "my.toml"
+    mine.write_text(
+        'selector = "cluster=\\"eu\\""\nrate_limited_ratio = 0.03\nrunbook_url = "https://wiki.example/dspy"\n'
+        "[daily_budgets_usd]\nqa = 12.5\n",
+        encoding="utf-8",
+    )
+    assert run("generate", "--out", tmp_path / "out", "--options", mine).exit_code == 0
+    out = {name: (tmp_path / "out" / name).read_text(encoding="utf-8") for name in generate(DashboardOptions())}
+    alerts = yaml.safe_load(out["prometheus/alerts.yml"])
+    (limited,) = [r for g in alerts["groups"] for r in g["rules"] if r.get("alert") == "DSPyRateLimited"]
+    assert "> 0.03" in limited["expr"]
+    assert 'cluster="eu"' in limited["expr"]
+    assert limited["annotations"]["runbook_url"] == "https://wiki.example/dspy#dspyratelimited"
+    assert "12.5" in out["prometheus/rules.yml"]
+    assert "| `rate_limited_ratio` | `0.03` |" in out["runbook.md"]
+    lm = json.loads(out["grafana/dspy-lm.json"])
+    (panel,) = [one for one in lm["panels"] if one["title"] == "Refused calls (429) by model"]
+    assert panel["fieldConfig"]["defaults"]["thresholds"]["steps"][-1]["value"] == 0.03
+    assert run("generate", "--out", tmp_path / "again", "--options", tmp_path / "out" / "options.toml").exit_code == 0
+    assert {n: (tmp_path / "again" / n).read_text(encoding="utf-8") for n in out} == out
+
+
+def test_the_fast_preset_is_a_word_away(tmp_path: Path) -> None:
+    """As an option, or in a file."""
+    assert run("generate", "--out", tmp_path / "a", "--preset", "fast").exit_code == 0
+    mine = tmp_path / "my.toml"
+    mine.write_text('preset = "fast"', encoding="utf-8")
+    assert run("generate", "--out", tmp_path / "b", "--options", mine).exit_code == 0
+    texts = [(tmp_path / place / "prometheus" / "alerts.yml").read_text(encoding="utf-8") for place in "ab"]
+    assert texts[0] == texts[1]
+    assert "[15s]" in texts[0]
+    assert run("generate", "--out", tmp_path / "c", "--options", mine, "--preset", "fast").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("error_limt = 0.1", "DashboardOptions.error_limt: there is no such option"),
+        ("error_limit = 7", "DashboardOptions.error_limit: 7 is out of bounds"),
+        ("error_limit =", "the file is no TOML"),
+        (None, "cannot read"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(tmp_path: Path, text: str | None, words: str) -> None:
+    """With exit code 2, naming the field; nothing is written."""
+    mine = tmp_path / "my.toml"
+    if text is not None:
+        mine.write_text(text, encoding="utf-8")
+    result = run("generate", "--out", tmp_path / "out", "--options", mine)
+    assert result.exit_code == 2
+    assert words in re.sub(r"[│\s]+", " ", result.stderr)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_a_refusal(tmp_path: Path) -> None:
+    """A file stands where the folder should be."""
+    (tmp_path / "out").write_text("", encoding="utf-8")
+    result = run("generate", "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "cannot write" in result.stderr
+
+
+def test_what_was_generated_passes(folder: Path) -> None:
+    """By our own checks and by the tools; what was left out is said."""
+    needs("promtool", "amtool")
+    result = run("check", folder, "--no-tests", "--json")
+    answer = json.loads(result.stdout)
+    assert result.exit_code == 0
+    assert answer["ok"] is True
+    assert {one["result"] for one in answer["checks"]} == {"ok", "not checked"}
+    assert [one["what"] for one in answer["checks"] if one["result"] == "not checked"] == ["promtool test rules"]
+    assert len(answer["checks"]) >= 11
+
+
+def test_unit_tests_of_alerts_are_run(folder: Path) -> None:
+    """A rule that was changed by hand is caught by its test."""
+    needs("promtool")
+    for path in (folder / "prometheus" / "tests").glob("*.yml"):
+        if path.stem != "serving":
+            path.unlink()
+    assert run("check", folder).exit_code == 0
+    alerts = folder / "prometheus" / "alerts.yml"
+    text = alerts.read_text(encoding="utf-8")
+    assert "up == 0" in text
+    alerts.write_text(text.replace("up == 0", "up == 2"), encoding="utf-8")
+    result = run("check", folder)
+    assert result.exit_code == 1
+    assert "DSPyTargetDown" in result.stdout
+
+
+def test_without_the_tools_it_says_what_it_could_not_check(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And passes on what it could."""
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(checking, "can_parse", lambda: False)
+    result = run("check", folder, "--json")
+    answer = json.loads(result.stdout)
+    assert result.exit_code == 0
+    details = [one["detail"] for one in answer["checks"] if one["result"] == "not checked"]
+    assert details.count("promtool is not installed") == 3
+    assert "amtool is not installed" in details
+    assert "pip install promql-parser" in details
+
+
+FAULTS = [
+    ("grafana/dspy-lm.json", '"id": 3', '"id": 2', "two panels with the id 2"),
+    ("grafana/dspy-lm.json", '"unit": "reqps"', '"unit": ""', "has no unit"),
+    ("grafana/dspy-lm.json", '"x": 4', '"x": 0', "lie on top of each other"),
+    ("grafana/dspy-lm.json", "dspy_requests_total", "dspy_request_total", "dspy_request_total, which does not exist"),
+    ("grafana/dspy-lm.json", "$__rate_interval", "5m", "has a rate over 5m"),
+    ("grafana/dspy-lm.json", 'job=~\\"$job\\",', "", "of every job and instance"),
+    ("grafana/dspy-lm.json", '"name": "model"', '"name": "modell"', "has no variable $model"),
+    ("grafana/dspy-lm.json", "{\n", "", "is no dashboard"),
+    ("prometheus/alerts.yml", "dspy_redaction_failures_total", "dspy_redaction_fails", "which does not exist"),
+    ("prometheus/alerts.yml", "severity: critical", "severity: awful", "has no severity"),
+    ("prometheus/alerts.yml", "#dspytargetdown", "#targetdown", "the section 'targetdown'"),
+    ("prometheus/alerts.yml", "groups:", "group:", "is no rule file"),
+    ("prometheus/rules.yml", "record: program:dspy_cost_usd:increase1h", "record: program:cost", "no rule records"),
+    ("runbook.md", "### DSPyWatchdogMissing", "### Watchdog", "links to the section 'dspywatchdogmissing'"),
+]
+
+
+@pytest.mark.parametrize(("name", "old", "new", "words"), FAULTS, ids=[fault[3] for fault in FAULTS])
+def test_a_fault_is_named(folder: Path, name: str, old: str, new: str, words: str) -> None:
+    """With the file that holds it, and exit code 1."""
+    path = folder / name
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+    result = run("check", folder, "--no-tests", "--json")
+    assert result.exit_code == 1
+    failed = {one["what"]: one["detail"] for one in json.loads(result.stdout)["checks"] if one["result"] == "failed"}
+    assert any(words in detail for detail in failed.values()), failed
+
+
+def test_a_folder_that_is_not_there_is_a_refusal(tmp_path: Path) -> None:
+    """And so is one without anything in it."""
+    assert run("check", tmp_path / "nowhere").exit_code == 1
+    (tmp_path / "empty").mkdir()
+    result = run("check", tmp_path / "empty", "--no-tests", "--json")
+    assert result.exit_code == 1
+    failed = {one["what"] for one in json.loads(result.stdout)["checks"] if one["result"] == "failed"}
+    assert {"prometheus/rules.yml", "prometheus/alerts.yml", "grafana/"} <= failed
+
+
+def test_commands_of_the_runbook_exist() -> None:
+    """Whoever is called at night can paste them."""
+    text = generate(DashboardOptions())["runbook.md"]
+    pasted = set(re.findall(r"(?:^\$ |`)dspy-observe ([^\n`]+)", text, re.MULTILINE))
+    assert len(pasted) >= 10
+    tree = typer.main.get_command(app)
+    for command in pasted:
+        words = command.split()
+        group = tree.commands.get(words[0])  # type: ignore[attr-defined]
+        if group is None and words[0] in ("decisions", "doctor"):
+            continue  # they come with the receiver
+        assert group is not None, command
+        verbs = getattr(group, "commands", None)
+        assert verbs is None or words[1] in verbs, command
+        verb = group if verbs is None else verbs[words[1]]
+        known = {option for parameter in verb.params for option in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= known, command
