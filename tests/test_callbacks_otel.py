@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import dspy
@@ -17,6 +18,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from prometheus_client import CollectorRegistry
 
 from dspy_observe import ConfigurationError, Metrics, OTelCallback, RedactionCallback, Tracing
+from dspy_observe.callbacks.otel import attributes
 from dspy_observe.facts import calls
 from dspy_observe.records import RegistryEvent, Score
 from dspy_observe.testing import Capture, frozen_clock, offline_lm
@@ -271,3 +273,23 @@ def test_whole_spans_of_events_and_scores(spans: Spans) -> None:
         },
         "events": [],
     }
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["plain", 'quo"te\\ \n\t\r\x00\x1f\x7f', "密钥\u2028\u2029\ud800", ""],
+    ids=["plain", "escapes", "wide", "empty"],
+)
+def test_content_is_rendered_as_json_writes_it(text: str) -> None:
+    """The quick ways for texts give what the encoder gives, to the character."""
+    values: list[Any] = [{}, {text: text, "b": text}, {"a": text, "n": 1}, [text], text, None, {"a": {"b": [text]}}]
+    for value in values:
+        assert attributes._json(value) == json.dumps(value, ensure_ascii=False)
+    messages = [{"role": "user", "content": text}, {"content": text}, {"role": text, "content": [{"type": text}]}, text]
+    expected = [
+        {"role": "user", "parts": [{"type": "text", "content": text}]},
+        {"role": "user", "parts": [{"type": "text", "content": text}]},
+        {"role": text, "parts": [{"type": text}]},
+        {"role": "user", "parts": [{"type": "text", "content": text}]},
+    ]
+    assert attributes._messages(messages) == json.dumps(expected, ensure_ascii=False)
