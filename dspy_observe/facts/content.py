@@ -79,7 +79,7 @@ def credentials_of(instance: Any, inputs: Mapping[str, Any]) -> list[str]:
     """Values of the LM's and the call's arguments that are named like credentials, for literal removal elsewhere."""
     found: list[str] = []
     for source in (getattr(instance, "kwargs", None), inputs.get("kwargs")):
-        if isinstance(source, Mapping):
+        if source and isinstance(source, Mapping):
             _collect(source, found, 0)
     own = getattr(instance, "api_key", None)
     if isinstance(own, str) and len(own) >= _MIN_SECRET:

@@ -137,6 +137,8 @@ class Walker:
             place = f"{path}.{clean}" if path else str(clean)
             if drops:
                 result[unique] = self._dropped(item, place)
+            elif type(item) is str:
+                result[unique] = self._text(item, place, clean if isinstance(clean, str) else "")
             else:
                 result[unique] = self.copy(item, place, clean if isinstance(clean, str) else "")
         return result
