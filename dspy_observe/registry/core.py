@@ -102,6 +102,14 @@ class RegistryCore:
         """
         self._engine.announce(make_event(event, name, self._engine.clock(), environment, version, **data))
 
+    @property
+    def telling(self) -> bool:
+        """Whether a listener of this registry object runs in this thread now.
+
+        It must not wait for other threads that use the registry, as they may wait for it.
+        """
+        return self._engine.telling
+
     def changes(self, name: str, stop: Event) -> Iterator[None] | None:
         """Hints that a signature may have changed, for a thread that waits for them; polling stays necessary.
 

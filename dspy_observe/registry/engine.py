@@ -99,6 +99,11 @@ class Engine:
         self._forget([notice.delivery_id for notice in notices])
         return result
 
+    @property
+    def telling(self) -> bool:
+        """Whether this thread is telling an event now."""
+        return self._bus.delivering_here
+
     def announce(self, *events: RegistryEvent) -> None:
         """Tell events that belong to no commit."""
         self._bus.put(events)

@@ -107,12 +107,17 @@ class EventBus:
         with self._lock:
             self._waiting.extend(events)
 
+    @property
+    def delivering_here(self) -> bool:
+        """Whether this thread is delivering an event now, so that who asks is a listener or called by one."""
+        return self._deliverer == threading.get_ident()
+
     def deliver(self) -> None:
         """Deliver what is queued and return when it is delivered.
 
         Called by a listener it returns at once: the delivery that called the listener goes on with what was added.
         """
-        if self._deliverer == threading.get_ident():
+        if self.delivering_here:
             return
         with self._delivering:
             self._deliverer = threading.get_ident()

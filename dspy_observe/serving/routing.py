@@ -245,12 +245,12 @@ class Router:
     def refresh(self) -> None:
         """Look at the registry now: follow what is deployed and the rollout, and take a step that is due.
 
-        When another thread looks at this moment, it looks once more, and this returns at once.
+        Called by a listener of the registry while another thread looks, it lets that one look once more and returns.
         """
         try:
             self._live.refresh()
         finally:
-            self._look()
+            self._look(wait=not self._registry.telling)
 
     def advance(self, *, reason: str | None = None, actor: str | None = None) -> Rollout:
         """Take the next step by hand.
@@ -343,12 +343,17 @@ class Router:
                 return
         raise lost
 
-    def _look(self) -> None:
+    def _look(self, *, wait: bool = False) -> None:
         """Follow the rollout, and take the steps that are due. Never raises what the registry does.
 
-        Nobody waits for the turn: a listener that is told of a step may ask for a look itself.
+        Args:
+            wait: Whether to wait for another thread's look; else that one looks once more.
         """
         self._again = True
+        if wait:
+            with self._turn:
+                self._again = False
+                self._look_once()
         while self._again and self._turn.acquire(blocking=False):
             try:
                 self._again = False

@@ -273,6 +273,23 @@ def test_a_rollout_begun_later_is_followed(two: SignatureRegistry, route: Route)
     assert router.status().to_dict()["rollout"]["reason"] == "enough"
 
 
+def test_a_listener_may_ask_for_a_refresh(two: SignatureRegistry, publish: Publish, route: Route) -> None:
+    """From within any event of the registry, while the router takes steps itself, it holds nobody up."""
+    router = route(two, refresh_s=0.05, verdicts=Judge("ok"))
+    two.subscribe("*", lambda _: router.refresh())
+    done = threading.Event()
+
+    def roll_out() -> None:
+        for number in range(3, 9):
+            publish(two, f"v{number}", deploy=False)
+            two.start_rollout("bot", f"v{number}", steps=(0.2, 0.6, 1), min_samples=0, min_step_s=0)
+            wait_until(lambda number=number: router.assign("u").version == f"v{number}", "deployment")  # type: ignore[misc]
+        done.set()
+
+    threading.Thread(target=roll_out, daemon=True).start()
+    assert done.wait(60)
+
+
 def test_a_judge_that_fails_stops_nothing_but_the_steps(two: SignatureRegistry, route: Route) -> None:
     """Calls are answered by the shares that hold."""
 
