@@ -26,6 +26,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from prometheus_client import CollectorRegistry
 
 import dspy_observe
+from dspy_observe import safety
 from dspy_observe.openai_server import ChatRequest, OpenAIServer, Reply, TokenUsage
 from dspy_observe.openai_server.answers import answer_prompt
 from dspy_observe.testing import Capture
@@ -173,6 +174,7 @@ def ourselves(spans: Spans, capture: Capture, registry: CollectorRegistry) -> It
 
 def see(*order: str, shared: bool = False) -> Seen:
     """Run everything with the instrumentations named, switched on in that order."""
+    safety._counts.clear()  # a fixture of the module runs before the one that forgets what earlier tests caused
     ours = Spans()
     theirs = ours if shared else Spans()
     capture, registry = Capture(), CollectorRegistry()
