@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from typer.testing import CliRunner, Result
 
 from dspy_observe.cli import app
 from dspy_observe.registry import SignatureRegistry
+from tests.servers import wait_until
 
 PROGRAM = '''
 import os, pathlib, time
@@ -159,16 +163,11 @@ def test_a_candidate_is_measured_on_the_same_examples(canary: Canary, folder: Pa
 
 def test_an_interrupted_run_goes_on_where_it_was(folder: Path) -> None:
     """Interrupted by a signal, the second run asks only what was not scored, and keeps one score."""
-    command = [
-        sys.executable, "-c", "from dspy_observe.cli import main; main()", "canary", "bot", "--program",
-        "canaryapp:Bot", "--devset", "held.jsonl", "--metric", "canaryapp:exact", "--registry", "registry",
-        "--dataset", "held", "--out", "progress.jsonl",
-        "--threads", "2", "--json",
-    ]  # fmt: skip
+    asking = command("--out", "progress.jsonl", "--threads", "2", "--json")
     environment = {**os.environ, "SLOW": "0.2"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(asking, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     progress, until = folder / "progress.jsonl", time.monotonic() + 100
-    while not (progress.exists() and progress.read_text().count('"score"') >= 6) and time.monotonic() < until:
+    while not (progress.exists() and progress.read_text().count('"example"') >= 6) and time.monotonic() < until:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=100)
@@ -178,7 +177,7 @@ def test_an_interrupted_run_goes_on_where_it_was(folder: Path) -> None:
     before = asked(folder)
     assert 6 <= before < 40
     assert scores("v1") == []
-    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    again = subprocess.run(asking, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
     found = json.loads(again.stdout)
     assert asked(folder) == 40, "what was asked before the interrupt is not asked again"
@@ -257,3 +256,56 @@ def test_what_cannot_work_is_refused(canary: Canary, arguments: tuple[str, ...],
     done = canary(*arguments)
     assert done.exit_code == code, done.output
     assert words in " ".join(done.output.split())
+
+
+def command(*arguments: str) -> list[str]:
+    """The command in a process of its own."""
+    return [
+        sys.executable, "-c", "from dspy_observe.cli import main; main()", "canary", "bot", "--program",
+        "canaryapp:Bot", "--devset", "held.jsonl", "--metric", "canaryapp:exact", "--registry", "registry",
+        "--dataset", "held", *arguments,
+    ]  # fmt: skip
+
+
+def test_a_schedule_can_be_scraped_and_ends_in_order(folder: Path) -> None:
+    """With a metrics port, Prometheus finds the score between two runs; a termination in between ends with 0."""
+    process = subprocess.Popen(
+        command("--every", "1h", "--metrics-port", "0", "--json"), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    try:
+        assert process.stderr is not None
+        address = next(line for line in process.stderr if line.startswith("metrics: ")).split()[1]
+
+        def scraped() -> str | None:
+            with urllib.request.urlopen(address, timeout=10) as answer:
+                text: str = answer.read().decode()
+            return text if "dspy_evaluation_score{" in text else None
+
+        page = wait_until(scraped, "the evaluation's score", 60)
+        assert 'dspy_evaluation_score{dataset="held",program="bot",version="v1"} 1.0' in page
+        wait_until(lambda: scores("v1"), "the score in the registry")
+    finally:
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert json.loads(out)["deployed"]["score"] == 1.0
+
+
+def test_a_terminal_gets_a_progress_bar(folder: Path) -> None:
+    """On a terminal the examples are counted; the answer stays alone on standard output."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        command("--json"), stdout=subprocess.PIPE, stderr=theirs, text=True,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
+    )  # fmt: skip
+    os.close(theirs)
+    seen = b""
+    with contextlib.suppress(OSError):  # the terminal is gone when the process is
+        while chunk := os.read(ours, 65536):
+            seen += chunk
+    out, _ = process.communicate(timeout=60)
+    os.close(ours)
+    assert process.returncode == 0, seen
+    assert b"40/40" in seen
+    assert json.loads(out)["deployed"]["n"] == 40
