@@ -9,17 +9,22 @@
 Scores are taken in without waiting and folded into the registry every second, in one transaction, so that any number
 of monitors, restarted or moved, share one sequence of evidence. A rollback is asked of the same policy as by an alert.
 A process that is killed loses the scores of its last second.
+
+Long by what its methods promise; what a flush does stands in ``folding``.
 """
 
 from __future__ import annotations
 
 import atexit
 import logging
+import os
 import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -41,6 +46,7 @@ __all__ = ["Monitor", "MonitorOptions"]
 _logger = logging.getLogger("dspy_observe")
 _GUARD: Final = safety.guard("monitor.flush")
 _GUARD_TAKE: Final = safety.guard("monitor.scored")
+_THREAD: Final = "dspy-observe-monitor"
 _UNSEEN: Final = Verdict("insufficient_data", "no score of it was seen")
 
 
@@ -82,15 +88,20 @@ class Monitor(Reader):
         self._invalid = own["dspy_invalid_scores_total"]
         self._clock = clock
         self._folder = Folding(registry, self.names, environment, self.options, clock)
-        self._waiting: deque[tuple[str, Waiting]] = deque()
-        self._deployed: deque[tuple[str, str]] = deque(maxlen=100)
         self._known: dict[str, tuple[float, Evidence]] = {}
         self._shown: dict[tuple[str, str], str] = {}
+        self._stop = threading.Event()
+        self._begin()
+        atexit.register(_close, weakref.ref(self))
+        os.register_at_fork(after_in_child=partial(_forked, weakref.ref(self)))
+
+    def _begin(self) -> None:
+        self._waiting: deque[tuple[str, Waiting]] = deque()
+        self._deployed: deque[tuple[str, str]] = deque(maxlen=100)
         self._lock = threading.Lock()
         self._folding = threading.Lock()
-        self._work, self._stop = threading.Event(), threading.Event()
+        self._work = threading.Event()
         self._thread: threading.Thread | None = None
-        atexit.register(_close, weakref.ref(self))
 
     # --- taking in ---------------------------------------------------------------------------------------------------
 
@@ -158,18 +169,19 @@ class Monitor(Reader):
                 surplus = len(self._waiting) - self.options.max_waiting
                 for _ in range(surplus):
                     self._waiting.popleft()
-            safety.swallowed("monitor.waiting", OverflowError("too many scores wait"), max(surplus, 1))
+            if surplus > 0:
+                safety.swallowed("monitor.waiting", OverflowError("too many scores wait"), surplus)
         self._wake()
 
     def _wake(self) -> None:
         self._work.set()
         thread = self._thread
-        if (thread is None or not thread.is_alive()) and not self._stop.is_set():  # also after a fork
-            with self._lock:
+        if (thread is None or not thread.is_alive()) and not self._stop.is_set():
+            with self._lock, suppress(RuntimeError):  # at the end of the interpreter close() folds what is left
                 if self._thread is thread:
-                    self._thread = threading.Thread(target=_run, args=(weakref.ref(self),), daemon=True)
-                    self._thread.name = "dspy-observe-monitor"
-                    self._thread.start()
+                    started = threading.Thread(target=_run, args=(weakref.ref(self),), daemon=True, name=_THREAD)
+                    started.start()
+                    self._thread = started
 
     # --- folding -----------------------------------------------------------------------------------------------------
 
@@ -177,14 +189,25 @@ class Monitor(Reader):
         """Fold the scores that wait into the registry now, and act on what they say.
 
         Args:
-            timeout_s: Seconds to wait for a flush that is under way; ``None`` waits as long as it takes.
+            timeout_s: Seconds to wait; the registry may be slow, or locked by others. ``None`` waits as long as it
+                takes.
 
         Returns:
             Whether nothing waits any more. What the registry could not take is tried again later.
         """
-        if not self._folding.acquire(timeout=-1 if timeout_s is None else max(0.0, timeout_s)):
-            return False
+        if timeout_s is None:
+            return self._flush()
+        done: list[bool] = []
+        helper = threading.Thread(target=lambda: done.append(self._flush()), daemon=True, name=f"{_THREAD}-flush")
         try:
+            helper.start()
+        except RuntimeError:  # no thread is begun any more when the interpreter ends
+            return self._flush()
+        helper.join(max(0.0, timeout_s))
+        return done == [True]
+
+    def _flush(self) -> bool:
+        with self._folding:
             self._work.clear()
             if self._stop.is_set():
                 self._work.set()  # or the thread that close() waits for would wait for work
@@ -199,8 +222,6 @@ class Monitor(Reader):
             while self._deployed:
                 self._foretell(*self._deployed.popleft())
             return done
-        finally:
-            self._folding.release()
 
     def _flush_one(self, name: str, waiting: list[Waiting]) -> bool:
         if not waiting and not self._has_to_ask(name):
@@ -329,6 +350,13 @@ def _run(known: weakref.ref[Monitor]) -> None:
         del monitor
         if not go_on:
             return
+
+
+def _forked(known: weakref.ref[Monitor]) -> None:
+    """A child has neither its parent's thread, nor its locks, nor its scores: the parent folds those."""
+    monitor = known()
+    if monitor is not None:
+        monitor._begin()
 
 
 def _close(known: weakref.ref[Monitor]) -> None:

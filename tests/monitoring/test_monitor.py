@@ -516,6 +516,62 @@ def test_a_queue_that_is_full_gives_up_the_oldest(registry: SignatureRegistry, w
 
 
 @pytest.mark.parametrize("location", ["sqlite"], indirect=True)
+def test_a_flush_waits_no_longer_than_it_is_told(
+    registry: SignatureRegistry, watch: Watch, give: Give, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A registry that hangs holds up nobody who gave a time; the scores are folded when it goes on."""
+    monitor, real, go_on = watch(registry), registry.fold_evidence, threading.Event()
+
+    def slow(*arguments: Any, **options: Any) -> None:
+        go_on.wait(60)
+        real(*arguments, **options)
+
+    monkeypatch.setattr(registry, "fold_evidence", slow)
+    for score in give("v2", 0.9, 60):
+        monitor.scored(score)
+    assert monitor.flush(0.05) is False
+    assert monitor.flush(0.0) is False
+    go_on.set()
+    assert monitor.flush(60) is True
+    assert monitor.evidence("qa", "v2").n == 60
+
+
+FORKED = """
+    import os, sys, threading
+    from dspy_observe.records import Score
+    from dspy_observe.registry import SignatureRegistry
+    from dspy_observe.rollback.monitor import Monitor, MonitorOptions
+
+    def give(number):
+        for _ in range(number):
+            monitor.scored(Score("c", 1.0, "user", "qa", "v2", "stable", None, 1.8e9))
+
+    registry = SignatureRegistry(sys.argv[1])
+    monitor = Monitor(registry, "qa", options=MonitorOptions(flush_s=3600))
+    give(10)
+    with monitor._folding, monitor._lock:  # as a thread would hold them
+        child = os.fork()
+    give(5)
+    if child == 0:
+        monitor.flush()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    monitor.close()
+"""
+
+
+@pytest.mark.parametrize("location", ["sqlite"], indirect=True)
+def test_a_forked_worker_counts_its_own_scores(registry: SignatureRegistry, location: str) -> None:
+    """A child of a fork neither hangs on its parent's locks nor counts its parent's scores again."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(FORKED), location], capture_output=True, text=True,
+        timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert Monitor(registry, "qa").evidence("qa", "v2").n == 20
+
+
+@pytest.mark.parametrize("location", ["sqlite"], indirect=True)
 def test_configure_hands_it_scores_and_evaluations(
     registry: SignatureRegistry, watch: Watch, caplog: pytest.LogCaptureFixture, collected: CollectorRegistry
 ) -> None:
