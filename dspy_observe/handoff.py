@@ -53,7 +53,9 @@ _REST_S: Final = 5.0
 _EXIT_S: Final = 2.0
 """How long the end of the process waits for all sinks."""
 
-_Piece = tuple[contextvars.Context | None, Callable[..., Any], tuple[Any, ...]]
+_Piece = tuple[Any, ...]
+"""The caller's context variables or ``None``, what to do, and its arguments, in one tuple: one object fewer that the
+garbage collector meets."""
 
 
 class Handoff:
@@ -91,12 +93,12 @@ class Handoff:
         context = contextvars.copy_context()
         if self._wait and not self._slow:
             done = threading.Event()
-            waiting.append((context, _then(work, done), args))
+            waiting.append((context, _then(work, done), *args))
             self._hurry.set()
             self._wake()
             self._wait_for(done)
             return
-        waiting.append((context, work, args))
+        waiting.append((context, work, *args))
         if self._idle:
             self._wake()
         elif len(waiting) > _MAX_WAITING // 2 and not self._is_blocked():
@@ -114,7 +116,7 @@ class Handoff:
         if not self._waiting and self._began is None and self._idle:
             return True
         done = threading.Event()
-        self._waiting.append((None, done.set, ()))
+        self._waiting.append((None, done.set))
         self._hurry.set()
         self._wake()
         return done.wait(timeout_s)
@@ -171,7 +173,7 @@ class Handoff:
             if quick >= _IN_A_ROW:
                 self._slow = self._told = False
 
-    def _do(self, context: contextvars.Context | None, work: Callable[..., Any], args: tuple[Any, ...]) -> float:
+    def _do(self, context: contextvars.Context | None, work: Callable[..., Any], *args: Any) -> float:
         """Do one piece of work; returns the seconds it took."""
         self._began = began = perf_counter()
         try:

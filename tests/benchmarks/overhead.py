@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry
 
 import dspy_observe
 from tests.benchmarks.program import LONG_QUESTION, SHORT_QUESTION, Discard, prepare, report
-from tests.benchmarks.rounds import NO_OP, NO_OP_LONG, Variant, measure
+from tests.benchmarks.rounds import NO_OP, NO_OP_LONG, Settle, Variant, measure
 
 __all__ = ["everything", "listed", "sink_logger"]
 
@@ -53,30 +53,37 @@ def _provider() -> TracerProvider:
     return provider
 
 
-def listed(*callbacks: Any) -> Callable[[], AbstractContextManager[None]]:
+def listed(*callbacks: Any) -> Callable[[], AbstractContextManager[Settle]]:
     """Put these callbacks into DSPy's list."""
 
+    def settle() -> None:
+        for callback in callbacks:
+            if isinstance(callback, dspy_observe.OTelCallback | dspy_observe.LogCallback):
+                assert callback.flush(60)
+
     @contextmanager
-    def install() -> Iterator[None]:
+    def install() -> Iterator[Settle]:
         dspy.configure(callbacks=list(callbacks))
         try:
-            yield
+            yield settle
         finally:
             dspy.configure(callbacks=[])
 
     return install
 
 
-def everything(capture_content: str) -> Callable[[], AbstractContextManager[object]]:
+def everything(capture_content: str) -> Callable[[], AbstractContextManager[Settle]]:
     """Put all callbacks in through ``configure()``, spans to a batch processor and lines to a JSON logger."""
     registry, provider, logger = CollectorRegistry(), _provider(), sink_logger()
 
-    def install() -> AbstractContextManager[object]:
-        return dspy_observe.configure(
+    @contextmanager
+    def install() -> Iterator[Settle]:
+        with dspy_observe.configure(
             metrics=dspy_observe.Metrics(collector_registry=registry),
             tracing=dspy_observe.Tracing(tracer_provider=provider, capture_content=capture_content),  # type: ignore[arg-type]
             logs=dspy_observe.Logs(logger=logger),
-        )
+        ) as observer:
+            yield lambda: observer.flush(60)
 
     return install
 

@@ -20,19 +20,25 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from tests.benchmarks.overhead import listed
 from tests.benchmarks.program import LONG_QUESTION, SHORT_QUESTION, Discard, prepare, report
-from tests.benchmarks.rounds import NO_OP, NO_OP_LONG, Variant, measure
+from tests.benchmarks.rounds import NO_OP, NO_OP_LONG, Settle, Variant, measure
 from tests.peers import openinference
 
 __all__ = ["PEERS"]
 
-Install = Callable[[], AbstractContextManager[None]]
+Install = Callable[[], AbstractContextManager[Settle]]
 
 
 def _openinference() -> Install:
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(Discard()))
+
     # Not its own uninstrument(): the no-op callback of the next block would never be called again.
-    return lambda: openinference(provider)
+    @contextmanager
+    def install() -> Iterator[Settle]:
+        with openinference(provider):
+            yield provider.force_flush
+
+    return install
 
 
 def _mlflow() -> Install:
@@ -45,10 +51,10 @@ def _mlflow() -> Install:
     provider.get_otlp_exporter = Discard  # called when the first span is made
 
     @contextmanager
-    def install() -> Iterator[None]:
+    def install() -> Iterator[Settle]:
         mlflow.dspy.autolog(silent=True)
         try:
-            yield
+            yield lambda: provider.provider.get().force_flush()
         finally:
             mlflow.dspy.autolog(disable=True, silent=True)
             dspy.configure(track_usage=False)  # autolog leaves it on

@@ -21,7 +21,7 @@ Order and composition
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, get_args
 
@@ -261,8 +261,10 @@ class OTelCallback(RecordCallback):
         LEDGER.link(start.call_id, place.trace_id, place.span_id)
         return True
 
-    def _whole(self, span: CallSpan, record: CallRecord) -> dict[str, Attribute]:
-        """All attributes of a span that nobody touched."""
+    def _whole(self, span: CallSpan, record: CallRecord) -> Mapping[str, Attribute]:
+        """All attributes of a span that nobody touched; of most modules, those that it began with."""
+        if record.kind == "module" and self.content == "none":
+            return span.begun
         attributes = {**span.begun}
         add_end_attributes(record, attributes)
         if self.content != "none":

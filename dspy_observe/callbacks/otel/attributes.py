@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, Final
 
 from opentelemetry.semconv._incubating.attributes import enduser_attributes
@@ -68,8 +69,8 @@ def _agent_name(start: CallStart | CallRecord) -> str:
 def beginning(start: CallStart | CallRecord) -> tuple[str, Mapping[str, Attribute]]:
     """Name of a span that begins, and those of its attributes that a sampler may want to see.
 
-    Calls of one kind differ in their ids and users only: all else is worked out once. The mapping is shared and only
-    read. Every attribute costs an exporter time and room: call id and role are left to the spans that people look for.
+    Calls of one kind differ in their ids and users only: all else is worked out once, and the mapping is only read.
+    Every attribute costs an exporter time and room: call id and role are left to the spans that people look for.
     """
     has_id = _has_call_id(start)
     key = (
@@ -80,7 +81,7 @@ def beginning(start: CallStart | CallRecord) -> tuple[str, Mapping[str, Attribut
     if known is None:
         if len(_beginnings) >= _MAX_BEGINNINGS:
             _beginnings.clear()
-        known = _beginnings[key] = (_span_name(start), _common_attributes(start))
+        known = _beginnings[key] = (_span_name(start), MappingProxyType(_common_attributes(start)))
     tells_user = start.user is not None and (start.is_program or start.kind == "lm")
     if not has_id and not tells_user:
         return known
@@ -92,7 +93,7 @@ def beginning(start: CallStart | CallRecord) -> tuple[str, Mapping[str, Attribut
     return known[0], attributes
 
 
-_beginnings: Final[dict[tuple[Any, ...], tuple[str, dict[str, Attribute]]]] = {}
+_beginnings: Final[dict[tuple[Any, ...], tuple[str, Mapping[str, Attribute]]]] = {}
 _MAX_BEGINNINGS: Final = 1024
 
 

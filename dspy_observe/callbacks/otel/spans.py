@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Final, TypeGuard
 
 from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.context import Context
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import (
     ReadableSpan,
     Span,
@@ -78,6 +79,27 @@ class CallSpan(Span):
     _record_exception = False
     _set_status_on_exception = False
     _record_end_metrics = None
+    _place: SpanContext | None = None
+
+    @property
+    def _context(self) -> SpanContext:  # type: ignore[override]
+        """Made at the first look, mostly an exporter's; two that look at once make the same."""
+        place = self._place
+        if place is None:
+            above = self._parent
+            state = above.trace_state if above is not None else None
+            place = self._place = SpanContext(self.trace_id, self.span_id, False, TraceFlags(self.flags), state)
+        return place
+
+    @property
+    def _parent(self) -> SpanContext | None:  # type: ignore[override]
+        above = self._above
+        return above if above is None or isinstance(above, SpanContext) else above._context
+
+    @property
+    def _resource(self) -> Resource:  # type: ignore[override]
+        found: Resource = self._tracer.resource  # the SDK gives a forked process another one
+        return found
 
     def __getattr__(self, name: str) -> Any:
         """Make a part of the SDK's span that is not there yet."""
@@ -131,27 +153,11 @@ def _links(span: CallSpan) -> Any:
     return span._new_links(())
 
 
-def _parent(span: CallSpan) -> SpanContext | None:
-    above = span._above
-    return above if above is None or isinstance(above, SpanContext) else above.get_span_context()
-
-
-def _context(span: CallSpan) -> SpanContext:
-    above = span._parent
-    state = above.trace_state if above is not None else None
-    return SpanContext(
-        span.trace_id, span.span_id, is_remote=False, trace_flags=TraceFlags(span.flags), trace_state=state
-    )
-
-
 _PARTS: Final[dict[str, Callable[[CallSpan], Any]]] = {
     "_attributes": _attributes,
     "_events": _events,
     "_links": _links,
-    "_context": _context,
-    "_parent": _parent,
     "_lock": lambda _: threading.Lock(),
-    "_resource": lambda span: span._tracer.resource,  # the SDK gives a forked process another one
 }
 
 
