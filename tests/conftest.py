@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
-from dspy_observe import safety
+from dspy_observe import handoff, safety
 
 # One cache folder per process, below the one make test gave us: an answer of another run, or of another xdist worker,
 # would be a cache hit where the test counts a call.
@@ -51,7 +51,12 @@ def pytest_unconfigure() -> None:
 
 @pytest.fixture(autouse=True)
 def errors_counted_from_zero() -> None:
-    """Forget the telemetry errors that earlier tests caused on purpose; a new registry would count them."""
+    """Forget the telemetry errors that earlier tests caused on purpose; a new registry would count them.
+
+    Those that sinks of earlier tests are still to raise are waited for.
+    """
+    for each in list(handoff._all):
+        each.flush(5)
     safety._counts.clear()
     safety._logged_at.clear()
 
