@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from collections.abc import Iterator
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import promql_parser
@@ -20,6 +22,7 @@ from dspy_observe.mixin.grafana import dashboard_json, steps
 from dspy_observe.mixin.options import DashboardOptions
 from dspy_observe.mixin.promql import Recording
 from dspy_observe.mixin.uids import TITLES, uid
+from tests.servers import needs
 
 OPTIONS = DashboardOptions()
 DASHBOARDS: dict[str, dict[str, Any]] = {board.uid: json.loads(dashboard_json(board)) for board in boards(OPTIONS)}
@@ -239,3 +242,31 @@ def test_the_parser_used_here_refuses_what_prometheus_refuses() -> None:
     """Else the tests above would prove nothing."""
     with pytest.raises(ValueError, match=r".+"):
         promql_parser.parse("sum by (le (rate(x[5m]))")
+
+
+WHERE = 'job="dspy",instance="a:9464"'
+RARE = {
+    "Retries": f'dspy_retries_total{{{WHERE},program="qa",version="v1",model="m1"}}',
+    "Errors kept from the program": f'dspy_observe_internal_errors_total{{{WHERE},site="logs"}}',
+    "Runs that cannot be told apart": (
+        f'dspy_program_duration_seconds_count{{{WHERE},program="qa",version="other",role="stable",status="ok"}}'
+    ),
+}
+"""Panels that are empty while all is well, and the series that they are for."""
+
+
+@pytest.mark.parametrize(("title", "rare"), RARE.items(), ids=RARE)
+def test_a_panel_that_is_empty_in_good_times_shows_the_bad_ones(title: str, rare: str, tmp_path: Path) -> None:
+    """By promtool, on a series of its own making: 30 a minute are 0.5 a second."""
+    needs("promtool")
+    (panel,) = [panel for _, panel in panels() if panel["title"] == title]
+    expr = f"sum({filled(panel['targets'][0]['expr'])})"
+    wanted = 150 if "increase" in expr else 0.5
+    test = {
+        "interval": "1m",
+        "input_series": [{"series": rare, "values": "0+30x20"}],
+        "promql_expr_test": [{"expr": expr, "eval_time": "20m", "exp_samples": [{"labels": "{}", "value": wanted}]}],
+    }
+    (tmp_path / "test.yml").write_text(json.dumps({"evaluation_interval": "1m", "tests": [test]}), encoding="utf-8")
+    done = subprocess.run(["promtool", "test", "rules", "test.yml"], cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()

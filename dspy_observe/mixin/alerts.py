@@ -20,6 +20,7 @@ from dspy_observe.mixin.promql import (
     environment,
     grown,
     increase,
+    percent,
     selected,
 )
 from dspy_observe.mixin.promql import number as n
@@ -75,8 +76,7 @@ def _objectives(o: DashboardOptions) -> list[Alert]:
                 "critical" if place < 2 else "warning",  # noqa: PLR2004 - the first two pairs page
                 f"{_WHO} burns its error budget {n(window.factor)} times too fast",
                 f"""{{{{ $value | humanizePercentage }}}} of runs failed within {duration(window.long_s)}, and still
-                within
-                {duration(window.short_s)}; {n(round(1 - o.success_objective, 9))} is the budget.""",
+                within {duration(window.short_s)}; {percent(1 - o.success_objective)} is the budget.""",
                 "overview",
                 window.for_s,
             )
@@ -138,8 +138,8 @@ def _providers(o: DashboardOptions) -> list[Alert]:
             f"{limited} / ({asked} >= {o.provider_minimum_calls}) > {n(o.rate_limited_ratio)}",
             "warning",
             "{{ $labels.model }} refuses {{ $value | humanizePercentage }} of the calls of {{ $labels.program }} (429)",
-            f"""More than {n(o.rate_limited_ratio)} of LM calls were rate-limited within {duration(w)}. Waiting and
-            falling back change latency, cost and scores, so rollbacks for these wait.""",
+            f"""More than {percent(o.rate_limited_ratio)} of LM calls were rate-limited within {duration(w)}. Waiting
+            and falling back change latency, cost and scores, so rollbacks for these wait.""",
             "lm",
             o.rate_limited_for_s,
         ),
@@ -150,7 +150,7 @@ def _providers(o: DashboardOptions) -> list[Alert]:
             "critical",
             "{{ $labels.to_model }} stands in for {{ $labels.from_model }} in {{ $value | humanizePercentage }} "
             "of calls",
-            f"More than {n(o.fallback_ratio)} of LM calls were answered by a second choice within {duration(w)}.",
+            f"More than {percent(o.fallback_ratio)} of LM calls were answered by a second choice within {duration(w)}.",
             "lm",
             o.provider_for_s,
         ),
@@ -257,7 +257,7 @@ def _money(o: DashboardOptions) -> list[Alert]:
             and {rules.CACHE_CALLS} >= {o.cache_minimum_calls}""",
             "info",
             f"DSPy's cache answers only {{{{ $value | humanizePercentage }}}} of the calls of {_WHO}",
-            f"Down by more than {n(o.cache_hit_drop)} of what it was a week ago (the last day, if there is no "
+            f"Down by more than {percent(o.cache_hit_drop)} of what it was a week ago (the last day, if there is no "
             f"such week).",
             "lm",
             o.slow_for_s,
@@ -289,7 +289,7 @@ def _agents(o: DashboardOptions) -> list[Alert]:
             f"{failed} / ({used} >= {o.provider_minimum_calls}) > {n(o.tool_error_ratio)}",
             "warning",
             "Tool {{ $labels.tool }} of {{ $labels.program }} fails in {{ $value | humanizePercentage }} of calls",
-            f"More than {n(o.tool_error_ratio)} of its calls failed within {duration(w)}.",
+            f"More than {percent(o.tool_error_ratio)} of its calls failed within {duration(w)}.",
             "modules",
             o.slow_for_s,
         ),
@@ -350,9 +350,8 @@ def _serving(o: DashboardOptions) -> list[Alert]:
             f"{reloads} > 0",
             "critical",
             f"A process cannot load the deployed version of {_WHO}",
-            f"""{{{{ $value | humanize }}}} failed loads within {duration(o.canary_window_s)}; the process answers
-            with its
-            old version.""",
+            f"""{{{{ $value | humanize }}}} failed loads within {duration(o.canary_window_s)}; the process answers with
+            its old version.""",
             "registry",
         ),
     ]

@@ -28,6 +28,7 @@ __all__ = [
     "increase",
     "number",
     "one_line",
+    "percent",
     "selected",
 ]
 
@@ -91,6 +92,11 @@ def one_line(expr: str) -> str:
 def number(value: float) -> str:
     """A number as PromQL and people read it: 50, 0.05, 10000000000."""
     return str(int(value)) if float(value).is_integer() and abs(value) < 1e15 else repr(float(value))  # noqa: PLR2004
+
+
+def percent(part: float) -> str:
+    """A part of 1 as people read it: 0.05 is ``5 %``."""
+    return f"{round(part * 100, 6):g} %"
 
 
 def selected(o: DashboardOptions, metric: str, *matchers: str) -> str:

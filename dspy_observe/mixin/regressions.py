@@ -28,6 +28,7 @@ from dspy_observe.mixin.promql import (
     Recording,
     environment,
     increase,
+    percent,
     selected,
 )
 from dspy_observe.mixin.promql import number as n
@@ -215,21 +216,19 @@ def _worse(
     words: str,
 ) -> Alert:
     own, others = series
-    limit, rise = map(n, bounds)
+    limit, rise = bounds
     return Alert(
         alert,
         f"""
-        {own} > {limit}
+        {own} > {n(limit)}
         and on ({VERSION}) {names.calls} >= {o.minimum_calls}
-        unless on ({VERSION}) ({own} <= {others} + {rise})
+        unless on ({VERSION}) ({own} <= {others} + {n(rise)})
         unless on ({PROGRAM}) {names.outage}""",
         "critical",
-        f"{{{{ $value | humanizePercentage }}}} of what {{{{ $labels.program }}}} {{{{ $labels.version }}}} does: "
-        f"{words}",
-        f"""Within {duration(o.regression_window_s)} more than {limit} of version {{{{ $labels.version }}}}: {words},
-        over
-        at least {o.minimum_calls} runs, and {rise} more than with the other versions of {{{{ $labels.program }}}}
-        ({{{{ $labels.environment }}}}) within {duration(o.baseline_window_s)}. The provider is up.""",
+        f"{{{{ $labels.program }}}} {{{{ $labels.version }}}}: {{{{ $value | humanizePercentage }}}} of {words}",
+        f"""Within {duration(o.regression_window_s)} more than {percent(limit)} of {words}, over at least
+        {o.minimum_calls} runs, and more than {percent(rise)} above what the other versions of {{{{ $labels.program }}}}
+        ({{{{ $labels.environment }}}}) had within {duration(o.baseline_window_s)}. The provider is up.""",
         "quality",
         o.regression_for_s,
         signal,
@@ -284,9 +283,9 @@ def _score_alert(o: DashboardOptions, names: Names) -> Alert:
         unless on ({PROGRAM}) {names.outage}""",
         "critical",
         'Answers of {{ $labels.program }} {{ $labels.version }} score {{ $value | printf "%.3f" }}, less than before',
-        f"""The mean score within {duration(o.score_window_s)} is more than {n(o.score_drop)} below that of the other
-        versions within {duration(o.baseline_window_s)}, by more than {n(o.z_limit)} standard errors, with at least
-        {o.minimum_scores} scores on each side.""",
+        f"""The mean score within {duration(o.score_window_s)} is more than {percent(o.score_drop)} below that of the
+        other versions within {duration(o.baseline_window_s)}, by more than {n(o.z_limit)} standard errors, with at
+        least {o.minimum_scores} scores on each side.""",
         "quality",
         o.score_for_s,
         "score",
@@ -321,7 +320,8 @@ def _evaluation_alert(o: DashboardOptions) -> Alert:
           (1 - {n(o.score_drop)}) * max by ({PROGRAM}, dataset) ({lately} and on ({VERSION}) ({known} or {served}))""",
         "critical",
         '{{ $labels.program }} {{ $labels.version }} scores {{ $value | printf "%.3f" }} on {{ $labels.dataset }}',
-        f"""The last evaluation of the deployed version on {{{{ $labels.dataset }}}} is more than {n(o.score_drop)}
+        f"""The last evaluation of the deployed version on {{{{ $labels.dataset }}}} is more than
+        {percent(o.score_drop)}
         below the best mean that a deployed version had on it within {duration(o.baseline_window_s)}.""",
         "quality",
         o.score_for_s,
@@ -340,8 +340,7 @@ def _evidence_alert(o: DashboardOptions) -> Alert:
         "critical",
         "The sequential test says that {{ $labels.program }} {{ $labels.version }} has regressed",
         """The monitor's evidence from scores, which may be looked at any time without crying wolf more often, has
-        crossed
-        its limit. dspy_quality_evidence shows how it grew.""",
+        crossed its limit. dspy_quality_evidence shows how it grew.""",
         "quality",
         0.0,
         "evidence",
@@ -357,9 +356,8 @@ def _slower_or_dearer(o: DashboardOptions, names: Names) -> list[Alert]:
             f"{names.p95} > on ({VERSION}) {n(o.latency_factor)} * {names.others_p95} {enough}",
             "warning",
             "{{ $labels.program }} {{ $labels.version }} is slow: p95 {{ $value | humanizeDuration }}",
-            f"""p95 of good runs within {duration(o.regression_window_s)} is more than {n(o.latency_factor)} times
-            that of
-            the other versions within {duration(o.baseline_window_s)}.""",
+            f"""p95 of good runs within {duration(o.regression_window_s)} is more than {n(o.latency_factor)} times that
+            of the other versions within {duration(o.baseline_window_s)}.""",
             "quality",
             o.slow_for_s,
         ),
@@ -434,10 +432,9 @@ def _canary_alerts(o: DashboardOptions, names: Names) -> list[Alert]:
             {enough}""",
             "critical",
             f"{who} fails more often than stable",
-            f"""Within {window} the error ratio is {{{{ $value | humanize }}}} standard errors above that of the
-            stable side
-            (limit {n(o.z_limit)}) and more than {n(o.canary_error_difference)} higher, with {least} runs on each
-            side.""",
+            f"""Within {window} the error ratio is {{{{ $value | humanize }}}} standard errors above that of the stable
+            side (limit {n(o.z_limit)}) and more than {percent(o.canary_error_difference)} higher, with {least} runs on
+            each side.""",
             "quality",
             o.regression_for_s,
             "errors",
@@ -452,9 +449,9 @@ def _canary_alerts(o: DashboardOptions, names: Names) -> list[Alert]:
             unless on ({PROGRAM}) {names.outage}""",
             "critical",
             f'{who} scores {{{{ $value | printf "%.3f" }}}}, less than stable',
-            f"""The mean score within {duration(o.score_window_s)} is more than {n(o.score_drop)} below that of the
-            stable
-            side, by more than {n(o.z_limit)} standard errors, with at least {o.minimum_scores} scores on each side.""",
+            f"""The mean score within {duration(o.score_window_s)} is more than {percent(o.score_drop)} below that of
+            the stable side, by more than {n(o.z_limit)} standard errors, with at least {o.minimum_scores} scores on
+            each side.""",
             "quality",
             o.score_for_s,
             "score",

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
@@ -22,7 +23,7 @@ from dspy_observe.metrics import Metrics
 from dspy_observe.mixin import alertmanager, prometheus
 from dspy_observe.mixin.options import DashboardOptions
 from dspy_observe.openai_server import ChatRequest, Failure, OpenAIServer, Reply
-from tests.servers import Alertmanager, Prometheus, needs, wait_until
+from tests.servers import Alertmanager, Prometheus, fetch, needs, wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -115,6 +116,48 @@ class Service:
 
     def __exit__(self, *error: object) -> None:
         self._stack.close()
+
+
+def alert(name: str, **labels: str) -> dict[str, Any]:
+    """An alert as Prometheus would send it, firing for a minute."""
+    now = datetime.now(UTC)
+    common = {"alertname": name, "program": "bot", "environment": "production", "severity": "critical"}
+    until = (now + timedelta(minutes=1)).isoformat()
+    return {"labels": common | labels, "startsAt": now.isoformat(), "endsAt": until}
+
+
+def test_the_provider_holds_back_what_it_may_have_caused(tmp_path: Path) -> None:
+    """An outage every rollback of its program; refusals those for scores, not those for errors; others none."""
+    needs("prometheus-alertmanager")
+    token = tmp_path / "token"
+    token.write_text("a-long-secret", encoding="utf-8")
+    with Hook() as hook:
+        o = DashboardOptions.fast(receiver_target=hook.host_port, receiver_token_file=str(token))
+        with Alertmanager(tmp_path / "am", yaml.safe_load(alertmanager.configuration(o))) as server:
+            server.post(
+                alert("DSPyProviderOutage", model="m1"),
+                alert("DSPyRateLimited", program="limited", severity="warning"),
+            )
+            wait_until(lambda: len(fetch(f"{server.url}/api/v2/alerts")) == 2, "alerts that inhibit")
+            act = {"dspy_action": "rollback", "version": "v2"}
+            server.post(
+                alert("DSPyVersionErrorRegression", dspy_signal="errors", **act),
+                alert("DSPyVersionErrorRegression", dspy_signal="errors", program="other", **act),
+                alert("DSPyVersionErrorRegression", dspy_signal="errors", environment="staging", **act),
+                alert("DSPyVersionErrorRegression", dspy_signal="errors", program="limited", **act),
+                alert("DSPyCanaryScoreRegression", dspy_signal="score", program="limited", **act),
+            )
+            wait_until(lambda: len(hook.rollbacks()) >= 3, "rollbacks")
+            server.post(alert(WATCHDOG_ALERT, severity="none"))
+            wait_until(lambda: hook.alerts(WATCHDOG_ALERT), "watchdog, which comes after all of them")
+    seen = {
+        (one["labels"]["alertname"], one["labels"]["program"], one["labels"]["environment"]) for one in hook.rollbacks()
+    }
+    assert seen == {
+        ("DSPyVersionErrorRegression", "other", "production"),
+        ("DSPyVersionErrorRegression", "bot", "staging"),
+        ("DSPyVersionErrorRegression", "limited", "production"),
+    }
 
 
 def well(request: ChatRequest) -> Reply | Failure:
