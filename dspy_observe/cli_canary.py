@@ -25,7 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dspy_observe.cli_options import Environment, Json, Location, opened
 from dspy_observe.cli_programs import built, examples_of, importable, input_fields, named, rows_of
 from dspy_observe.cli_tables import answer_json, details, refusing, say
-from dspy_observe.errors import ConfigurationError
+from dspy_observe.errors import ConfigurationError, ObserveError
 from dspy_observe.registry import SignatureRegistry, UnknownVersion
 
 if TYPE_CHECKING:
@@ -92,7 +92,15 @@ def canary(
             done = 0
             while not made.stop.is_set() and (done == 0 or wait_s is not None) and (times is None or done < times):
                 begun, done = time.monotonic(), done + 1
-                failed = _round(plan, made)
+                try:
+                    failed = _round(plan, made)
+                except ConfigurationError:
+                    raise
+                except ObserveError as error:  # a schedule outlasts a registry that is away, or nothing deployed
+                    if wait_s is None:
+                        raise
+                    typer.echo(f"refused: {error}", err=True)
+                    failed = True
                 if wait_s is not None and done != times:
                     made.stop.wait(max(0.0, wait_s - (time.monotonic() - begun)))
     if failed:

@@ -216,6 +216,14 @@ def test_a_schedule_runs_again_and_again(canary: Canary, folder: Path) -> None:
     assert len(scores("v1")) == 3
 
 
+def test_a_schedule_outlasts_what_a_single_run_is_refused_for(canary: Canary, folder: Path) -> None:
+    """Nothing deployed yet: each run says so, and the schedule goes on to the next; the last one decides the code."""
+    done = canary("--environment", "staging", "--every", "0.1s", "--times", "2")
+    assert done.exit_code == 1
+    assert done.stderr.count("refused: ") == 2
+    assert asked(folder) == 0
+
+
 def test_metrics_are_written_for_node_exporter(canary: Canary, folder: Path) -> None:
     """The text file holds the evaluation's score and the verdict, whole at any time."""
     assert canary("--textfile", "out/canary.prom").exit_code == 0
