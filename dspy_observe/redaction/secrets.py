@@ -158,7 +158,8 @@ def authorization(text: str, lowered: str) -> Iterable[Span]:
     """Values of ``Authorization`` headers, and ``Bearer``, ``Token`` and ``Basic`` credentials anywhere."""
     known = Lowered.of(text, lowered)
     basic = "B" in text and known.has("basic ") and "Basic " in text
-    scheme = bool(known.spans) and not known.lacks(_BEARERS)
+    # What follows a scheme is drawn at random, so it is a long token with a digit.
+    scheme = bool(known.spans) and _DIGIT.search(known.long_tokens) is not None and not known.lacks(_BEARERS)
     if not basic and not scheme and known.lacks(_HEADERS):
         return ()
     found: list[Span] = []
@@ -174,6 +175,7 @@ def authorization(text: str, lowered: str) -> Iterable[Span]:
 
 
 _HEADERS: Final = frozenset({"authorization", "curl"})
+_DIGIT: Final = re.compile("[0-9]")
 _BEARERS: Final = frozenset({"bearer", "token ", "apikey "})
 
 

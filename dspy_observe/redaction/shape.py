@@ -24,6 +24,7 @@ SHORTEST_NUMBER: Final = 7
 LONGEST_LITERAL: Final = 32
 """Characters of a literal that is not looked for again where nothing was replaced."""
 
+_MOST_NUMBERS: Final = 16
 _MOST_SPANS: Final = 64  # one search over the whole text costs less than so many over parts of it
 
 
@@ -74,8 +75,8 @@ class Lowered(str):
         edits: How this text came of that one, in order, at least one; read with ``before`` only.
     """
 
-    __slots__ = ("_absent", "_before", "_edits", "_found", "_letters_digits", "_missing", "_near", "_numbers", "_raw",
-                 "_spans", "_text")  # fmt: skip
+    __slots__ = ("_absent", "_before", "_edits", "_found", "_letters_digits", "_long_tokens", "_missing", "_near",
+                 "_numbers", "_raw", "_spans", "_text")  # fmt: skip
 
     _text: str
     _edits: Sequence[Edit]
@@ -86,6 +87,7 @@ class Lowered(str):
     _found: set[str]
     _raw: bytes | None
     _spans: list[Span] | None
+    _long_tokens: str | None
     _numbers: list[Span] | None
     _letters_digits: int | None
 
@@ -105,7 +107,7 @@ class Lowered(str):
         self._text = text
         self._edits = edits
         self._missing, self._found = set(), set()
-        self._raw = self._spans = self._numbers = self._letters_digits = None
+        self._raw = self._spans = self._long_tokens = self._numbers = self._letters_digits = None
         return self
 
     @property
@@ -119,7 +121,7 @@ class Lowered(str):
     def spans(self) -> list[Span]:
         """Where tokens of :data:`SHORTEST_TOKEN` characters or more begin and end, in order; the whole text if many."""
         if self._spans is None:
-            self._spans = self._stretches(_TOKEN, SHORTEST_TOKEN, self._before[0])
+            self._spans = self._stretches(_TOKEN, SHORTEST_TOKEN, _MOST_SPANS, self._before[0])
         return self._spans
 
     @property
@@ -128,7 +130,9 @@ class Lowered(str):
 
         The whole text when there are many.
         """
-        return " ".join([self._text[start:end] for start, end in self.spans])
+        if self._long_tokens is None:
+            self._long_tokens = " ".join([self._text[start:end] for start, end in self.spans])
+        return self._long_tokens
 
     @property
     def numbers(self) -> list[Span]:
@@ -137,7 +141,7 @@ class Lowered(str):
         In order; the whole text if many.
         """
         if self._numbers is None:
-            self._numbers = self._stretches(_NUMBER, SHORTEST_NUMBER, self._before[1])
+            self._numbers = self._stretches(_NUMBER, SHORTEST_NUMBER, _MOST_NUMBERS, self._before[1])
         return self._numbers
 
     @property
@@ -185,17 +189,17 @@ class Lowered(str):
         """The lower-cased text as it is when it knows the text's shape, else one that does."""
         return lowered if type(lowered) is cls else cls(text)
 
-    def _stretches(self, table: bytes, shortest: int, before: list[Span] | None) -> list[Span]:
+    def _stretches(self, table: bytes, shortest: int, most: int, before: list[Span] | None) -> list[Span]:
         """Where characters of a class go on for so many or more; from those of the text before where it is known."""
         if before is None or len(before) > _MOST_KEPT:
-            return _stretches(self.raw.translate(table), shortest)
+            return _stretches(self.raw.translate(table), shortest, most)
         if not before and b"a" * shortest not in _bytes(self._near).translate(table):
             return []
         spans: list[Span] = []
         number, count, shift, until = 0, len(before), 0, -SHORTEST_TOKEN - 1
         for low, high, low_shift, high_shift in _windows(self._edits):
             if low <= until:  # a long one reaches from edit to edit
-                return _stretches(self.raw.translate(table), shortest)
+                return _stretches(self.raw.translate(table), shortest, most)
             start, until = low, high
             while number < count and before[number][0] <= high:
                 if before[number][1] < low:
@@ -204,10 +208,10 @@ class Lowered(str):
                     start, until = min(start, before[number][0]), max(until, before[number][1])
                 number += 1
             start, shift = max(0, start + low_shift), high_shift
-            found = _stretches(_bytes(self._text[start : until + high_shift]).translate(table), shortest)
+            found = _stretches(_bytes(self._text[start : until + high_shift]).translate(table), shortest, most)
             spans.extend([(start + at, start + end) for at, end in found])
         spans.extend([(at + shift, end + shift) for at, end in before[number:]])
-        return spans
+        return spans if len(spans) <= most else [(0, len(self))]
 
 
 _NOTHING: Final[frozenset[str]] = frozenset()
@@ -242,7 +246,7 @@ def _bytes(text: str) -> bytes:
     return text.encode("latin-1", "replace")
 
 
-def _stretches(flat: bytes, shortest: int) -> list[Span]:
+def _stretches(flat: bytes, shortest: int, most: int) -> list[Span]:
     """Where ``a`` goes on for so many characters or more, in order; everything if at many places."""
     spans: list[Span] = []
     needle = b"a" * shortest
@@ -252,7 +256,7 @@ def _stretches(flat: bytes, shortest: int) -> list[Span]:
         if end < 0:
             end = len(flat)
         spans.append((at, end))
-        if len(spans) > _MOST_SPANS:
+        if len(spans) > most:
             return [(0, len(flat))]
         at = flat.find(needle, end)
     return spans
