@@ -174,7 +174,8 @@ class Monitor(Reader):
         self._wake()
 
     def _wake(self) -> None:
-        self._work.set()
+        if not self._work.is_set():
+            self._work.set()
         thread = self._thread
         if (thread is None or not thread.is_alive()) and not self._stop.is_set():
             with self._lock, suppress(RuntimeError):  # at the end of the interpreter close() folds what is left

@@ -13,6 +13,8 @@ from dspy_observe.rollback.statistics import Levels, MetricBounds, Rule
 
 __all__ = ["MonitorOptions"]
 
+_ANY = (SCORE, MetricBounds())
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MonitorOptions:
@@ -72,7 +74,7 @@ class MonitorOptions:
     def metric_of(self, source: str) -> tuple[str, MetricBounds] | None:
         """The metric that scores of a source belong to, and its bounds; ``None`` for sources that are left out."""
         if not self.metrics:
-            return SCORE, MetricBounds()
+            return _ANY
         bounds = self.metrics.get(source)
         return None if bounds is None else (source, bounds)
 
