@@ -18,6 +18,7 @@ from dspy_observe.mixin.files import generate
 from dspy_observe.mixin.options import DashboardOptions
 from dspy_observe.mixin.promql import Alert, Recording, rule_of
 from dspy_observe.mixin.runbook import SECTIONS
+from dspy_observe.mixin.scenes import chosen_labels
 from dspy_observe.mixin.uids import links
 from tests.servers import needs
 
@@ -85,11 +86,28 @@ def test_alerts_fire_and_are_silent_as_they_should(name: str) -> None:
     assert "SUCCESS" in run("promtool", "test", "rules", name, cwd=FOLDER / "prometheus" / "tests")
 
 
-@pytest.mark.parametrize("name", ["versions.yml", "canaries.yml", "rollbacks.yml"])
-def test_the_fast_preset_passes_its_own_tests(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("o", "name"),
+    [
+        pytest.param(PRESETS["fast"], "canaries.yml", id="fast-canaries"),
+        pytest.param(PRESETS["fast"], "rollbacks.yml", id="fast-rollbacks"),
+        pytest.param(OWN, "providers.yml", id="own-providers"),
+        pytest.param(OWN, "serving.yml", id="own-serving"),
+    ],
+)
+def test_other_options_pass_their_own_tests(tmp_path: Path, o: DashboardOptions, name: str) -> None:
     """The tests are generated from the same options, so a team's own set is proved, too."""
     needs("promtool")
-    run("promtool", "test", "rules", name, cwd=written(tmp_path, PRESETS["fast"]) / "prometheus" / "tests")
+    run("promtool", "test", "rules", name, cwd=written(tmp_path, o) / "prometheus" / "tests")
+
+
+def test_matchers_that_no_test_can_satisfy_leave_the_tests_out() -> None:
+    """Rather than tests that fail for no fault of the rules."""
+    assert chosen_labels(OWN) == {"cluster": "eu", "team": "a"}
+    assert chosen_labels(DashboardOptions(selector='a!="b",c!~"d.*"')) == {}
+    clever = DashboardOptions(selector='cluster=~"eu-[0-9]+"')
+    assert chosen_labels(clever) is None
+    assert [name for name in generate(clever) if "tests/" in name] == []
 
 
 def test_every_alert_has_a_firing_and_a_silent_case() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from math import ceil
+
 from dspy_observe.conventions import WATCHDOG_ALERT
 from dspy_observe.mixin.alerts import alert_groups, alerts, rule_groups
 from dspy_observe.mixin.cases_versions import asked, canary_scenes, quality_scenes, runs, version_scenes
 from dspy_observe.mixin.options import DashboardOptions
 from dspy_observe.mixin.prometheus import dump
-from dspy_observe.mixin.scenes import Scene, test_file
+from dspy_observe.mixin.scenes import Scene, chosen_labels, test_file
 
 __all__ = ["ALWAYS_FIRING", "scenes", "test_files"]
 
@@ -25,7 +27,7 @@ def scenes(o: DashboardOptions) -> dict[str, tuple[list[Scene], float]]:
     return {
         "versions": (version_scenes(o), often),
         "canaries": (canary_scenes(o), often),
-        "quality": (quality_scenes(o), max(often, o.score_window_s / 60)),
+        "quality": (quality_scenes(o), max(often, o.score_window_s / 20)),
         "objectives": (_objectives(o), 240.0),
         "providers": (_providers(o), often),
         "money": (_money(o), hourly),
@@ -35,12 +37,14 @@ def scenes(o: DashboardOptions) -> dict[str, tuple[list[Scene], float]]:
         "serving": (_serving(o), often),
         "rollbacks": (_rollbacks(o), often),
         "observer": (_observer(o), often),
-        "alert_path": (_alert_path(o), often),
+        "alert_path": (_alert_path(o, often), often),
     }
 
 
 def test_files(o: DashboardOptions) -> dict[str, str]:
-    """Contents by file name, for ``prometheus/tests``."""
+    """Contents by file name, for ``prometheus/tests``; none where the options' own matchers cannot be satisfied."""
+    if chosen_labels(o) is None:
+        return {}
     order = [group.name for group in [*rule_groups(o), *alert_groups(o)]]
     known = {alert.name: alert for alert in alerts(o)}
     return {
@@ -181,16 +185,15 @@ def _money(o: DashboardOptions) -> list[Scene]:
     cents.counter(_TOKENS, (o.token_spike_minimum / 90 / h, 8 * h), (o.token_spike_minimum / 2 / h, 2 * h))
     cents.counter(_hits("hit"), (0.1 * o.cache_minimum_calls / h, 8 * h), (0, 2 * h))
     cents.counter(_hits("miss"), (0, 8 * h), (0.1 * o.cache_minimum_calls / h, 2 * h))
-    over = Scene("at this rate the day costs twice its budget", 4 * h, 300).counter(
-        _COST, _cost(o.daily_budget_usd / 12)
-    )
-    under = Scene("at this rate half the budget is left", 4 * h, 300).counter(_COST, _cost(o.daily_budget_usd / 48))
+    budget = o.daily_budgets_usd.get("qa", o.daily_budget_usd)
+    over = Scene("at this rate the day costs twice its budget", 4 * h, 300).counter(_COST, _cost(budget / 12))
+    under = Scene("at this rate half the budget is left", 4 * h, 300).counter(_COST, _cost(budget / 48))
     forecast = "DSPyDailyBudgetForecast"
     return [
         jump,
         steady.silent(*spikes),
         cents.silent(*spikes),
-        over.fires(forecast, o.daily_budget_usd * 2, **who),
+        over.fires(forecast, budget * 2, **who),
         under.silent(forecast),
         *_users(o),
         *_disk(o),
@@ -359,14 +362,15 @@ def _no_help(o: DashboardOptions) -> list[Scene]:
     rate, step = 4 * o.minimum_calls / w, w / 20
     since = (1.5 * w + o.settle_s) / 2  # long enough ago to show, not so long that the rollback is out of sight
     before = 2 * w
+    here = _RECEIVER.replace("production", o.default_environment)
     made = []
     for name, bad in (("a rollback does not end the errors", 0.4), ("a rollback ends the errors", 0.0)):
         scene = Scene(name, before + since, step)
-        scene.gauge(f'dspy_rollbacks_total{{{_RECEIVER},trigger="alert",outcome="complete"}}', (0, before), (1, since))
-        scene.gauge(f"dspy_deployment_timestamp_seconds{{{_RECEIVER}}}", (1, before), (before, since))
+        scene.gauge(f'dspy_rollbacks_total{{{here},trigger="alert",outcome="complete"}}', (0, before), (1, since))
+        scene.gauge(f"dspy_deployment_timestamp_seconds{{{here}}}", (1, before), (before, since))
         scene.counter(runs("v1"), rate * (1 - bad)).counter(runs("v1", "error"), rate * bad)
         made.append(scene)
-    return [made[0].fires(alert, 0.4, **(_where(o) | {"environment": "production"})), made[1].silent(alert)]
+    return [made[0].fires(alert, 0.4, **_where(o)), made[1].silent(alert)]
 
 
 def _observer(o: DashboardOptions) -> list[Scene]:
@@ -402,11 +406,11 @@ def _observer(o: DashboardOptions) -> list[Scene]:
     return made
 
 
-def _alert_path(o: DashboardOptions) -> list[Scene]:
+def _alert_path(o: DashboardOptions, every_s: float) -> list[Scene]:
     w, step = o.regression_window_s, o.regression_window_s / 20
     missing = "DSPyWatchdogMissing"
     heard = 'dspy_watchdog_timestamp_seconds{job="dspy-receiver",instance="receiver:9095"}'
-    total = o.watchdog_s * 2 + 60
+    total = ceil((o.watchdog_s * 2 + 60) / every_s) * every_s  # what is shown is how long ago, at an evaluation
     quiet = Scene("the watchdog was heard once and never again", total, total / 60).gauge(heard, 30)
     quiet.fires(missing, quiet.steps * quiet.step_s - 30).fires(WATCHDOG_ALERT)
     never = Scene("a receiver runs and has never heard the watchdog", total, total / 60).gauge(heard, 0)

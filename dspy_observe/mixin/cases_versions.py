@@ -236,13 +236,13 @@ def _evaluations(o: DashboardOptions) -> list[Scene]:
             labels = f'{_WHERE},program="qa",version="{version}",dataset="canary"'
             made.gauge(f"dspy_evaluation_score{{{labels}}}", mean)
         for version, phases in (("v1", ((1, half), (0, half))), ("v2", ((0, half), (1, half)))):
-            labels = f'{_WHERE},program="qa",version="{version}",environment="production",role="stable"'
+            labels = f'{_WHERE},program="qa",version="{version}",environment="{o.default_environment}",role="stable"'
             made.gauge(f"dspy_serving_version_info{{{labels}}}", *phases)
         return made
 
     return [
         evaluated("the deployed version does worse on the canary set than the one before", v1=0.9, v2=0.8).fires(
-            alert, 0.8, dataset="canary", **(_qa(o) | {"environment": "production"})
+            alert, 0.8, dataset="canary", **_qa(o)
         ),
         evaluated("within 5 % of the one before", v1=0.9, v2=0.87).silent(alert),
         evaluated("only a candidate that was never deployed is better", v1=0.8, v2=0.8, v3=0.99).silent(alert),

@@ -14,7 +14,7 @@ from dspy_observe.mixin.options import DashboardOptions, duration
 from dspy_observe.mixin.promql import Alert, number, rule_of
 from dspy_observe.mixin.uids import links
 
-__all__ = ["Scene", "test_file"]
+__all__ = ["Scene", "chosen_labels", "test_file"]
 
 Expected = tuple[str, Mapping[str, str], float | None]
 
@@ -102,10 +102,15 @@ class Scene:
             wanted = [_expected(alerts[name], o, labels, value) for _, labels, value in several]
             checks.append({"eval_time": at, "alertname": name, "exp_alerts": wanted})
         checks += [{"eval_time": at, "alertname": name, "exp_alerts": []} for name in self.quiet]
+        chosen = chosen_labels(o) or {}
+        more = "".join(f',{name}="{value}"' for name, value in chosen.items())
         return {
             "name": self.name,
             "interval": duration(self.step_s),
-            "input_series": [{"series": name, "values": values} for name, values in self.series.items()],
+            "input_series": [
+                {"series": name.replace("}", more + "}") if name.startswith("dspy_") else name, "values": values}
+                for name, values in self.series.items()
+            ],
             "alert_rule_test": checks,
         }
 
@@ -128,6 +133,21 @@ def test_file(
         "group_eval_order": groups,
         "tests": [scene.test(o, alerts) for scene in scenes],
     }
+
+
+_MATCHER: Final = re.compile(r'(\w+)\s*(=~|!~|!=|=)\s*"((?:[^"\\]|\\.)*)"')
+
+
+def chosen_labels(o: DashboardOptions) -> dict[str, str] | None:
+    """Labels that series need to be seen by the options' own matchers; ``None`` where a pattern is too clever."""
+    made: dict[str, str] = {}
+    for name, sign, value in _MATCHER.findall(o.selector):
+        if sign in ("!=", "!~"):
+            continue
+        if sign == "=~" and not re.fullmatch(r"[\w.-]+(\|[\w.-]+)*", value):
+            return None
+        made[name] = value.partition("|")[0] if sign == "=~" else value
+    return made
 
 
 def _expected(alert: Alert, o: DashboardOptions, labels: Mapping[str, str], value: float | None) -> dict[str, Any]:
