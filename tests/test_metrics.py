@@ -18,12 +18,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from prometheus_client import REGISTRY, CollectorRegistry, Counter
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
 from prometheus_client.parser import text_string_to_metric_families
 
 from dspy_observe import ConfigurationError, safety
 from dspy_observe.conventions import LATENCY_BUCKETS_S, SCORE_BUCKETS, TTFT_BUCKETS_S
-from dspy_observe.metrics import Metrics, instruments, render, serve
+from dspy_observe.metrics import Metrics, Timing, instruments, render, serve
 
 ROOT = Path(__file__).parents[1]
 
@@ -407,3 +407,24 @@ def test_multiprocess_pages_need_no_registry(tmp_path: Path, monkeypatch: pytest
     body, content_type = render(CollectorRegistry())
     assert body == b""
     assert content_type.startswith("text/plain")
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_every_observation_is_in_its_bucket_and_in_the_sum(known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On, below and above each bound, whether or not prometheus_client keeps its numbers where we know them."""
+    registry = CollectorRegistry()
+    ours = Histogram("ours", "what we book", ["a"], registry=registry, buckets=(0.1, 1.0, 10.0)).labels("x")
+    theirs = Histogram("theirs", "what it books", ["a"], registry=registry, buckets=(0.1, 1.0, 10.0)).labels("x")
+    timing = Timing(ours, (0.1, 1.0, 10.0))
+    if not known:
+        monkeypatch.setattr(timing, "_add", None)
+    assert (timing._add is not None) is known
+    for value in (0.0, 0.05, 0.1, 0.100001, 1.0, 5, 10.0, 10.1, 1e9):
+        timing.observe(value)
+        theirs.observe(value)
+    booked = {
+        name: [(s.name.removeprefix(name), s.labels, s.value) for s in metric.samples if "created" not in s.name]
+        for metric in registry.collect()
+        for name in (metric.name,)
+    }
+    assert booked["ours"] == booked["theirs"]
