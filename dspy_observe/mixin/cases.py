@@ -6,7 +6,14 @@ from math import ceil
 
 from dspy_observe.conventions import WATCHDOG_ALERT
 from dspy_observe.mixin.alerts import alert_groups, alerts, rule_groups
-from dspy_observe.mixin.cases_versions import asked, canary_scenes, quality_scenes, runs, version_scenes
+from dspy_observe.mixin.cases_versions import (
+    asked,
+    canary_scenes,
+    canary_score_scenes,
+    quality_scenes,
+    runs,
+    version_scenes,
+)
 from dspy_observe.mixin.options import DashboardOptions
 from dspy_observe.mixin.prometheus import dump
 from dspy_observe.mixin.scenes import Scene, chosen_labels, test_file
@@ -23,16 +30,16 @@ _QA = f'{_WHERE},program="qa"'
 def scenes(o: DashboardOptions) -> dict[str, tuple[list[Scene], float]]:
     """For each test file its scenes, and the seconds between evaluations."""
     often = max(o.evaluation_interval_s, o.regression_window_s / 5)
-    hourly = 600.0
+    hourly = 1200.0
     return {
         "versions": (version_scenes(o), often),
         "canaries": (canary_scenes(o), often),
-        "quality": (quality_scenes(o), max(often, o.score_window_s / 20)),
+        "quality": ([*quality_scenes(o), *canary_score_scenes(o)], max(often, o.score_window_s / 20)),
         "objectives": (_objectives(o), 240.0),
         "providers": (_providers(o), often),
         "money": (_money(o), hourly),
         "hours": (_hours(o), hourly),
-        "weeks": (_weeks(o), 1800.0),
+        "weeks": (_weeks(o), 3600.0),
         "agents": (_agents(o), often),
         "serving": (_serving(o), often),
         "rollbacks": (_rollbacks(o), often),
@@ -236,7 +243,7 @@ def _weeks(o: DashboardOptions) -> list[Scene]:
     much, many = 3 * o.cost_spike_factor * o.cost_spike_minimum_usd, 3 * o.token_spike_factor * o.token_spike_minimum
     calls = 4 * o.cache_minimum_calls / h
     quiet = week - 4 * h
-    monday = Scene("every Monday is busy, and asks what was never asked", week + 4 * h, 900)
+    monday = Scene("every Monday is busy, and asks what was never asked", week + 4 * h, 1200)
     monday.counter(_COST, (_cost(much), 4 * h), (_cost(0.1), quiet), (_cost(much), 4 * h))
     monday.counter(_TOKENS, (many / h, 4 * h), (1.0, quiet), (many / h, 4 * h))
     monday.counter(_hits("hit"), (calls * 0.1, 4 * h), (calls * 0.9, quiet), (calls * 0.1, 4 * h))

@@ -7,7 +7,7 @@ from math import sqrt
 from dspy_observe.mixin.options import DashboardOptions
 from dspy_observe.mixin.scenes import Scene
 
-__all__ = ["canary_scenes", "quality_scenes", "version_scenes"]
+__all__ = ["canary_scenes", "canary_score_scenes", "quality_scenes", "version_scenes"]
 
 _WHERE = 'job="dspy",instance="a:9464"'
 
@@ -159,7 +159,6 @@ def canary_scenes(o: DashboardOptions) -> list[Scene]:
         both("the canary has too little traffic", 0.9, 0.0, few).silent(*alerts),
         slow.fires(alerts[1], 4.875, **who).fires(alerts[2], 0.03, **who).silent(alerts[0]),
         even.silent(*alerts),
-        *_canary_scores(o),
     ]
 
 
@@ -174,7 +173,8 @@ def _scored(made: Scene, version: str, mean: float, rate: float, role: str = "st
     return made.counter(total, rate * mean).counter(count, rate)
 
 
-def _canary_scores(o: DashboardOptions) -> list[Scene]:
+def canary_score_scenes(o: DashboardOptions) -> list[Scene]:
+    """Scores of a canary beside those of a stable version."""
     s = o.score_window_s
     total, step, rate = s * 1.2 + o.score_for_s + 2 * o.evaluation_interval_s, s / 60, 8 * o.minimum_scores / s
     alert = "DSPyCanaryScoreRegression"
