@@ -36,9 +36,8 @@ SECTIONS: Final = {
         "The provider refuses more than 1 % of calls (429).",
         "Calls are tried again after a wait, which costs latency and adds load; some fail.",
         (_MODEL, "sum by (program) (rate(dspy_requests_total[5m]))", 'dspy_in_flight_calls{kind="lm"}'),
-        "Lower num_threads of batch jobs first, put a limiter in front (aiolimiter, as in examples/service), then "
-        "ask the "
-        "provider for a higher quota. Rollbacks for latency, cost and scores wait meanwhile.",
+        "Lower num_threads of batch jobs first, put a limiter in front (aiolimiter, as in examples/service), then ask "
+        "the provider for a higher quota. Rollbacks for latency, cost and scores wait meanwhile.",
     ),
     "DSPyFallbackRateHigh": Section(
         "A second model answers in place of the first in a noticeable part of calls: the sign that the first is down.",
@@ -47,8 +46,8 @@ SECTIONS: Final = {
             "sum by (from_model, to_model, reason) (rate(dspy_fallbacks_total[5m]))",
             _MODEL,
         ),
-        "FallbackLM has switched by itself; watch quality and cost. If the first model stays down, make the second the "
-        "first and compile for it. If the reason is a time-out, raise attempt_timeout_s.",
+        "FallbackLM has switched by itself; watch quality and cost. If the first model stays down, make the second "
+        "the first and compile for it. If the reason is a time-out, raise attempt_timeout_s.",
     ),
     "DSPyRetryStorm": Section(
         "Calls are tried again more often than they are made.",
@@ -117,16 +116,15 @@ SECTIONS: Final = {
             "sum by (program) (rate(dspy_cost_saved_usd_total[1h]))",
             "dspy-observe cache status",
         ),
-        "A new version asks new prompts: that passes. Else look for something that changes in every prompt (a time, an "
-        "id), a lost cache folder (DSPY_CACHEDIR), or cache=False.",
+        "A new version asks new prompts: that passes. Else look for something that changes in every prompt (a time, "
+        "an id), a lost cache folder (DSPY_CACHEDIR), or cache=False.",
     ),
     "DSPyDiskCacheLarge": Section(
         "DSPy's disk cache exceeds 10 GB.",
         "The volume fills up; then caching, the registry's file store and logs fail together.",
         ("dspy-observe cache status", "max by (instance) (dspy_cache_dir_bytes)"),
-        "Prune what nobody asked for in a week: `dspy-observe cache prune --max-size 10GB --older-than 7d`. Put "
-        "it in a "
-        "timer.",
+        "Prune what nobody asked for in a week: `dspy-observe cache prune --max-size 10GB --older-than 7d`. Put it in "
+        "a timer.",
     ),
     "DSPyToolErrors": Section(
         "A tool fails in a large part of its calls.",
@@ -182,9 +180,8 @@ SECTIONS: Final = {
         "Read the reason in the decision. Roll back by hand: `" + _BACK + "`.",
     ),
     "DSPyRollbackRefused": Section(
-        "A rollback was asked for and held or rejected: frozen, cool-down, budget, approval pending, nothing to "
-        "go back "
-        "to, or fresh data did not confirm it.",
+        "A rollback was asked for and held or rejected: frozen, cool-down, budget, approval pending, nothing to go "
+        "back to, or fresh data did not confirm it.",
         "The version that was complained about is still deployed.",
         (_DECISIONS, _STATUS),
         "Read the reason. Approve it (`dspy-observe decisions approve ID`), roll back by hand, or leave it.",
@@ -206,8 +203,8 @@ SECTIONS: Final = {
                 '(rate(dspy_module_duration_seconds_count{program="$PROGRAM",status!="ok"}[5m])))'
             ),
         ),
-        "Freeze further rollbacks and look outside: provider, tools, data, calling code. When it is mended, deploy the "
-        "version again that was left wrongly: `dspy-observe registry deploy $PROGRAM $VERSION`.",
+        "Freeze further rollbacks and look outside: provider, tools, data, calling code. When it is mended, deploy "
+        "the version again that was left wrongly: `dspy-observe registry deploy $PROGRAM $VERSION`.",
     ),
     "DSPyRollbackBudgetSpent": Section(
         "The program was rolled back as often as the limits allow within an hour.",
@@ -276,9 +273,8 @@ SECTIONS: Final = {
         "The receiver answers alerts with 4xx or 5xx.",
         "4xx is never tried again before the next group interval: rollbacks are lost. 5xx is tried again.",
         ("sum by (code) (increase(dspy_alert_requests_total[5m]))", _DOCTOR),
-        "401: the token differs from Alertmanager's credentials_file. 400: the body is no alert. 503: the "
-        "registry could "
-        "not be written.",
+        "401: the token differs from Alertmanager's credentials_file. 400: the body is no alert. 503: the registry "
+        "could not be written.",
     ),
     "DSPyAlertDeliveryFailing": Section(
         "Alertmanager cannot deliver to a webhook.",
@@ -296,8 +292,7 @@ SECTIONS: Final = {
         "A rule group cannot be evaluated.",
         "Its alerts never fire.",
         ("increase(prometheus_rule_evaluation_failures_total[5m]) > 0", "promtool check rules rules.yml alerts.yml"),
-        "Prometheus' log has the reason, mostly a join that is many-to-many: two scrapes of one process, or a "
-        "label that "
-        "was added to one side.",
+        "Prometheus' log has the reason, mostly a join that is many-to-many: two scrapes of one process, or a label "
+        "that was added to one side.",
     ),
 }

@@ -12,6 +12,8 @@ _DECISIONS = "dspy-observe decisions list"
 _STATUS = "dspy-observe registry status $PROGRAM"
 _LOG = "dspy-observe registry log $PROGRAM"
 _DIFF = "dspy-observe registry diff $PROGRAM $PREVIOUS $VERSION"
+_ROLLOUT = "dspy-observe rollout status $PROGRAM"
+_STOP = "dspy-observe rollout stop $PROGRAM"
 _BACK = "dspy-observe registry rollback $PROGRAM --reason 'why'"
 _STATUSES = 'sum by (version, status) (rate(dspy_program_duration_seconds_count{program="$PROGRAM"}[5m]))'
 _MODULES = (
@@ -63,9 +65,8 @@ SECTIONS: Final = {
         _AUTOMATIC + " Look first whether the source of the scores changed: another judge, another group of users.",
     ),
     "DSPyVersionLatencyRegression": Section(
-        "p95 of a version's good runs is well above that of the versions before it. Compared with the past, so it "
-        "may be "
-        "the provider's day as well; it does not roll back.",
+        "p95 of a version's good runs is well above that of the versions before it. Compared with the past, so it may "
+        "be the provider's day as well; it does not roll back.",
         "Users wait; callers with time-outs may give up.",
         (_STATUS, _P95, "program_model:dspy_lm_seconds:p95_increase1h"),
         "Compare the LM's own latency: if that rose for all programs, wait or change the model. Else look for "
@@ -82,37 +83,36 @@ SECTIONS: Final = {
     "DSPyCanaryErrorRegression": Section(
         "The canary fails significantly more often than the stable side at the same moment.",
         "The part of the traffic that the canary gets sees errors; the rest is well.",
-        (_DECISIONS, _STATUS, _DIFF, _MODULES),
-        "The router takes the canary's traffic away and the receiver decides about its version. If neither happened, "
-        "roll back by hand: `" + _BACK + "`.",
+        (_ROLLOUT, _DECISIONS, _DIFF, _MODULES),
+        "On the verdict regressed the router takes the canary's traffic away by itself. The receiver decides about the "
+        "version if it is the deployed one, else it says stale. If the share is not 0 yet: `" + _STOP + "`; what is "
+        "deployed then answers everybody.",
     ),
     "DSPyCanaryScoreRegression": Section(
         "The canary's answers score more than 5 % less than those of the stable side, and chance is no explanation.",
         "The part of the traffic that the canary gets sees worse answers.",
-        (_DECISIONS, _STATUS, _SCORES),
+        (_ROLLOUT, _DECISIONS, _SCORES),
         "As for DSPyCanaryErrorRegression. Both sides are scored by the same source at the same time, so a changed "
         "judge is no explanation.",
     ),
     "DSPyCanaryLatencyRegression": Section(
         "p95 of the canary's good runs is well above that of the stable side at the same moment.",
         "The part of the traffic that the canary gets waits longer.",
-        (_DECISIONS, _DIFF, _P95),
+        (_ROLLOUT, _DIFF, _P95),
         "The provider treats both sides alike, so the version is the cause: more calls, longer prompts, a slower "
-        "model. "
-        "Take latency out of the option rollback_signals if that is a price you pay.",
+        "model. Take latency out of the option rollback_signals if that is a price you pay.",
     ),
     "DSPyCanaryCostRegression": Section(
         "A run of the canary costs well more than one of the versions beside it.",
         "The bill grows once it is promoted.",
-        (_DECISIONS, _DIFF, _COST, _TOKENS),
+        (_ROLLOUT, _DIFF, _COST, _TOKENS),
         "Take cost out of the option rollback_signals if the better answers are worth it; else leave the version.",
     ),
     "DSPyEvaluationBelowBaseline": Section(
-        "The deployed version's last evaluation on a held-out set is more than 5 % below the best mean that a deployed "
-        "version, itself included, had on the same set.",
-        "Answers are worse than what was released. On a set of fewer than about a hundred examples chance alone "
-        "moves the "
-        "mean by so much; take evaluation out of the option rollback_signals then.",
+        "The deployed version's last evaluation on a held-out set is more than 5 % below the best mean that a "
+        "deployed version, itself included, had on the same set.",
+        "Answers are worse than what was released. On a set of fewer than about a hundred examples chance alone moves "
+        "the mean by so much; take evaluation out of the option rollback_signals then.",
         (
             _DECISIONS,
             "dspy-observe registry history $PROGRAM $VERSION",
