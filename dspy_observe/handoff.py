@@ -43,7 +43,7 @@ _MAX_WAITING: Final = 2_000
 _PAUSE_S: Final = 0.0005
 """What a caller gives way when half of that waits although the sink works: all threads together are too quick for it,
 mostly because they keep Python from running its thread."""
-_LINGER_S: Final = 0.01
+_LINGER_S: Final = 0.05
 """How long the thread lets work gather."""
 _STARVED_S: Final = 1.0
 """How long a caller waits at most for its work to be begun, where the machine does not run the thread."""

@@ -241,8 +241,8 @@ class Ledger:
             entry.trace = (_hex_trace(trace_id), f"{span_id:016x}")
 
     def _make(self, kind: CallKind, call_id: str, instance: Any, inputs: dict[str, Any]) -> _Entry:
-        entry = _Entry(kind, instance, inputs, self._plan(instance), self.clock.time())
-        active = calls.active_call_id()
+        active, listed, own = calls.surroundings(instance)
+        entry = _Entry(kind, instance, inputs, self._plan(listed, own), self.clock.time())
         if active is not None:
             above = self._open.get(active)
             if above is None:
@@ -273,9 +273,8 @@ class Ledger:
                 self._take_inputs(entry, start)
         return start
 
-    def _plan(self, instance: Any) -> Plan:
+    def _plan(self, listed: list[Any], own: list[Any]) -> Plan:
         """What the readers of a call need. Worked out anew when DSPy's callbacks change."""
-        listed, own = calls.listed_callbacks(), calls.own_callbacks(instance)
         known, plan = self._planned
         # The very callbacks, not the list: a list that is changed in place must not keep the plan of those it held.
         if len(listed) == len(known) and not own and all(map(is_, listed, known)):

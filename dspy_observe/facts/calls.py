@@ -32,6 +32,7 @@ __all__ = [
     "examples_scored",
     "is_same_logical_call",
     "outcome_of",
+    "surroundings",
     "tag",
     "tag_of",
 ]
@@ -122,19 +123,24 @@ def listed_callbacks() -> list[Any]:
     return listed or []
 
 
-def own_callbacks(instance: object) -> list[Any]:
-    """The callbacks that an instance was given."""
+def surroundings(instance: object) -> tuple[str | None, list[Any], list[Any]]:
+    """What stands around a call of ``instance``, read in one go, for it is asked at every start.
+
+    Returns:
+        What :func:`active_call_id` and :func:`listed_callbacks` tell, and the callbacks that the instance was given.
+    """
     try:
         # dspy.Module answers every attribute access in Python; nothing of that concerns this one.
         own = object.__getattribute__(instance, "callbacks")
     except AttributeError:
-        return []
-    return own or []
+        own = None
+    return ACTIVE_CALL_ID.get(), listed_callbacks(), own or []
 
 
 def active_callbacks(instance: object) -> list[Any]:
     """The callbacks that DSPy runs for a call of ``instance`` now, in its order."""
-    return [*listed_callbacks(), *own_callbacks(instance)]
+    _, listed, own = surroundings(instance)
+    return [*listed, *own]
 
 
 def is_same_logical_call(kind: CallKind, instance: object, surrounding_instance: object) -> bool:
