@@ -319,6 +319,21 @@ EVENT_ADAPTER_FAILURE: Final = "dspy.adapter_failure"
 EVENT_EVALUATION_RESULT: Final = "gen_ai.evaluation.result"
 """https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-events/"""
 
+# --- alerts ----------------------------------------------------------------------------------------------------------
+# What the rules in dashboards/prometheus write on alerts, and what the receiver reads there.
+
+ALERT_ACTION: Final = "dspy_action"
+"""Label that says what an alert may do by itself; without it the receiver does nothing."""
+ALERT_ACTION_ROLLBACK: Final = "rollback"
+ALERT_DRY_RUN: Final = "dspy_dry_run"
+"""Label with which an alert, such as that of ``dspy-observe doctor``, is judged and moves nothing."""
+ALERT_SIGNAL: Final = "dspy_signal"
+"""Label that says what an alert is about: ``errors``, ``score``, ``latency``, ``cost``. Only an alert about ``errors``
+is held because fresh errors are few."""
+ALERT_SIGNAL_ERRORS: Final = "errors"
+DOCTOR_ALERT: Final = "DSPyDoctor"
+"""Name of the alert that ``dspy-observe doctor`` sends."""
+
 # --- log lines -------------------------------------------------------------------------------------------------------
 
 LOG_LM_CALL: Final = "dspy.lm_call"
@@ -353,5 +368,8 @@ REGISTRY_EVENTS: Final = tuple(
         "decision",
         "drift",
         "rollout",
+        "freeze",
+        "unfreeze",
+        "mode_change",
     )
 )

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dspy_observe.registry.models import ApprovalMissing as ApprovalMissing
     from dspy_observe.registry.models import Comparison as Comparison
     from dspy_observe.registry.models import Conflict as Conflict
+    from dspy_observe.registry.models import Control as Control
     from dspy_observe.registry.models import CorruptRegistry as CorruptRegistry
     from dspy_observe.registry.models import CorruptVersion as CorruptVersion
     from dspy_observe.registry.models import Decision as Decision
@@ -50,6 +51,7 @@ _HOMES = {
     "ApprovalMissing": "errors",
     "Comparison": "models",
     "Conflict": "errors",
+    "Control": "models",
     "CorruptRegistry": "errors",
     "CorruptVersion": "errors",
     "Decision": "models",

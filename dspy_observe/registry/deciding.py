@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime
 from typing import Final
 
 from dspy_observe.errors import ConfigurationError
 from dspy_observe.registry import deployments, versions
+from dspy_observe.registry.controlling import ControlMethods, control_of, froze
 from dspy_observe.registry.core import PRODUCTION, at_now, mapping
-from dspy_observe.registry.deploying import DeploymentMethods
 from dspy_observe.registry.engine import Batch
-from dspy_observe.registry.errors import NothingToRollBackTo
+from dspy_observe.registry.errors import CorruptVersion, NothingToRollBackTo
 from dspy_observe.registry.models import Ruling, Standing
 from dspy_observe.registry.names import checked_text
 from dspy_observe.registry.records import Decision
@@ -20,10 +21,12 @@ from dspy_observe.registry.values import scrubbed, scrubbed_text
 
 __all__ = ["DecisionMethods"]
 
+_SEEN_ROLLBACKS: Final = 100
+"""More than any budget counts."""
 _OUTCOMES: Final = ("rollback", "held", "stale", "duplicate", "rejected", "ignored")
 
 
-class DecisionMethods(DeploymentMethods):
+class DecisionMethods(ControlMethods):
     """The part of a registry that decides."""
 
     def decide(
@@ -65,8 +68,8 @@ class DecisionMethods(DeploymentMethods):
         keys = (checked_text("fingerprint", fingerprint, 500), checked_text("starts_at", starts_at, 100))
 
         def body(txn: Transaction, batch: Batch) -> Decision:
-            standing = self._standing(versions.existing(txn), batch, environment, keys)
-            ruling = _carried_out(judge(standing), standing)
+            standing = self._standing(versions.existing(txn), batch.time, environment, keys)
+            ruling = self._carried_out(txn, judge(standing), standing, trigger)
             made = _decision(ruling, standing, trigger, keys, checked_text("version", version, 200))
             if made.applied:
                 start = len(batch.events)
@@ -83,6 +86,8 @@ class DecisionMethods(DeploymentMethods):
                         key: inputs.get(key) for key in ("current_score", "previous_score", "performance_drop")
                     })  # fmt: skip
             txn.add_decision(made)
+            if ruling.freeze is not None:
+                froze(txn, batch, environment, ruling.freeze, move.actor)
             batch.tell(
                 "decision", environment, made.version, outcome=made.outcome, reason=made.reason, trigger=trigger,
                 target=made.target, decision_id=made.decision_id,
@@ -91,30 +96,65 @@ class DecisionMethods(DeploymentMethods):
 
         return self._engine.run(name, body)
 
-    def _standing(self, view: View, batch: Batch, environment: str, keys: tuple[str | None, str | None]) -> Standing:
+    def _standing(self, view: View, at: datetime, environment: str, keys: tuple[str | None, str | None]) -> Standing:
         pointer, target = view.pointer(environment), versions.target_of(view, environment)
         score = None if pointer is None else view.last_score(pointer.version_hash)
         seen = None if keys[0] is None or keys[1] is None else view.applied(environment, keys[0], keys[1])
         return Standing(
-            view.name, environment, batch.time, pointer, None if score is None else score.value,
-            None if target is None else target.version, seen,
-            tuple(one for one in view.decisions(environment) if one.applied),
+            view.name, environment, at, pointer, None if score is None else score.value,
+            None if target is None else target.version, seen, tuple(view.rollbacks(environment, _SEEN_ROLLBACKS)),
+            control_of(view, environment),
         )  # fmt: skip
+
+    def _carried_out(self, txn: Transaction, ruling: object, standing: Standing, trigger: str) -> Ruling:
+        """The ruling, or why it cannot be carried out."""
+        if not isinstance(ruling, Ruling) or ruling.outcome not in _OUTCOMES:
+            fix = f"Return a Ruling: {', '.join(_OUTCOMES)}"
+            raise ConfigurationError("judge", f"{ruling!r:.80} is no ruling", fix)
+        if ruling.outcome != "rollback":
+            return ruling
+        control = standing.control
+        if trigger != "manual" and (control.frozen or control.mode != "auto"):
+            why = f"frozen: {control.frozen_reason}" if control.frozen else f"the mode is {control.mode}"
+            return replace(ruling, outcome="held", reason=f"{ruling.reason}; held, as {standing.program} is {why}")
+        if standing.seen is not None:
+            return replace(ruling, outcome="duplicate", reason=f"answered by decision {standing.seen.decision_id}")
+        target = versions.target_of(txn, standing.environment)
+        if target is not None:  # else rolling back says so
+            try:
+                versions.check_content(self._store, target)
+            except CorruptVersion as error:
+                return replace(ruling, outcome="rejected", reason=f"{target.version} cannot be put in place: {error}")
+        return ruling
+
+    def standing(
+        self,
+        name: str,
+        *,
+        environment: str = PRODUCTION,
+        fingerprint: str | None = None,
+        starts_at: str | None = None,
+    ) -> Standing:
+        """What a judge would see now; :meth:`decide` looks again.
+
+        Args:
+            name: The signature.
+            environment: Which environment.
+            fingerprint: The alert, together with ``starts_at``; ``None`` for no alert.
+            starts_at: When the alert began, as it says itself.
+
+        Raises:
+            UnknownSignature: There is no such signature.
+        """
+        self._check(name, environment=environment)
+        with self._read(name) as view:
+            return self._standing(view, self.now(), environment, (fingerprint, starts_at))
 
     def decisions(self, name: str, *, environment: str | None = None, limit: int | None = None) -> tuple[Decision, ...]:
         """What was decided about rolling back, oldest first; at most the last ``limit``."""
         self._check(name)
         with self._read(name) as view:
             return tuple(view.decisions(environment, limit))
-
-
-def _carried_out(ruling: object, standing: Standing) -> Ruling:
-    """The ruling, or why it cannot be carried out."""
-    if not isinstance(ruling, Ruling) or ruling.outcome not in _OUTCOMES:
-        raise ConfigurationError("judge", f"{ruling!r:.80} is no ruling", f"Return a Ruling: {', '.join(_OUTCOMES)}")
-    if ruling.outcome == "rollback" and standing.seen is not None:
-        return replace(ruling, outcome="duplicate", reason=f"answered by decision {standing.seen.decision_id}")
-    return ruling
 
 
 def _decision(

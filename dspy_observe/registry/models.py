@@ -34,6 +34,7 @@ __all__ = [
     "Cleanup",
     "Comparison",
     "Conflict",
+    "Control",
     "CorruptRegistry",
     "CorruptVersion",
     "Decision",
@@ -259,6 +260,24 @@ class ImportReport(Record):
 
 
 @dataclass(frozen=True, slots=True)
+class Control(Record):
+    """How far automatic rollback may go in one environment."""
+
+    mode: str = "auto"
+    """``auto``, ``approve``, ``dry-run`` or ``off``."""
+    mode_reason: str | None = None
+    mode_at: datetime | None = None
+    mode_by: str | None = None
+    frozen: bool = False
+    """Whether nothing may be rolled back by itself until a person unfreezes it."""
+    frozen_reason: str | None = None
+    frozen_at: datetime | None = None
+    frozen_by: str | None = None
+    unfrozen_at: datetime | None = None
+    """When it was last unfrozen: rollbacks before do not count towards the budget."""
+
+
+@dataclass(frozen=True, slots=True)
 class Standing(Record):
     """What a judge of a rollback sees; taken and acted on in one transaction."""
 
@@ -273,7 +292,8 @@ class Standing(Record):
     seen: Decision | None
     """The decision that moved the pointer for the same alert."""
     rollbacks: Sequence[Decision] = field(default_factory=tuple)
-    """Applied decisions in this environment, oldest first."""
+    """The latest hundred applied decisions in this environment, oldest first."""
+    control: Control = field(default_factory=Control)
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,3 +304,5 @@ class Ruling(Record):
     """``rollback`` moves the pointer; ``held``, ``stale``, ``duplicate``, ``rejected`` and ``ignored`` do not."""
     reason: str
     inputs: dict[str, Any] = field(default_factory=dict)
+    freeze: str | None = None
+    """Why the program is to be frozen in the same transaction; ``None`` leaves it as it is."""

@@ -264,9 +264,9 @@ class Mark(Record):
     """Something said about a version afterwards: an alias, a quarantine, an approval, a note."""
 
     kind: str
-    """``alias``, ``quarantine``, ``approval`` or ``note``."""
+    """``alias``, ``quarantine``, ``approval`` or ``note``; ``control`` is about an environment and no version."""
     key: str
-    """Unique within the kind: the alias, the quarantined hash, ..."""
+    """Unique within the kind: the alias, the quarantined hash, the environment, ..."""
     version: str
     version_hash: str
     at: datetime

@@ -77,7 +77,7 @@ def backup_of(view: View, record: StoredVersion, store: Store) -> dict[str, Any]
 
 def _rows(view: View, records: Sequence[StoredVersion]) -> dict[str, Any]:
     head = view.head()
-    marks = [mark for kind in ("alias", "quarantine", "approval", "note") for mark in view.marks(kind)]
+    marks = [mark for kind in ("alias", "quarantine", "approval", "note", "control") for mark in view.marks(kind)]
     decisions = view.decisions()
     return {
         "format": FORMAT, "signature": view.name, "commit": "export", "next_sequence": head.next_sequence,
@@ -261,6 +261,8 @@ class _Import:
             if mark.kind == "alias" and there.version_hash != mark.version_hash:
                 self.conflicts.append(f"the alias {mark.key} stands for {there.version} here; left as it is")
             return
+        if mark.kind == "control" and not fresh:
+            return  # how far automatic rollback may go here is not the file's business
         if mark.kind == "approval" and not fresh:
             self.conflicts.append(f"the approval of {mark.version} was not taken over")
             return

@@ -33,7 +33,9 @@ LAYERS = (
     "rollback.statistics",
     "registry",
     "rollback.alerts",
+    "rollback.freshness",
     "rollback.policy",
+    "rollback.deciding",
     "rollback.monitor_judge",
     "rollback.monitor_options",
     "rollback.folding",
@@ -70,7 +72,15 @@ NEVER = {
 
 # Pure rooms know nothing but these rooms, and do no input or output.
 PURE = {
-    "rollback.policy": ("errors", "records", "conventions", "rollback.alerts", "rollback.statistics"),
+    "rollback.policy": (
+        "errors",
+        "records",
+        "conventions",
+        "rollback.alerts",
+        "rollback.freshness",
+        "rollback.statistics",
+    ),
+    "rollback.freshness": ("errors", "records", "conventions"),
     "rollback.alerts": ("errors", "records", "conventions"),
     "rollback.statistics": ("errors", "records", "conventions"),
     "redaction": ("errors", "environment", "records", "conventions", "safety"),

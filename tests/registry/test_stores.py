@@ -13,9 +13,10 @@ import pytest
 
 from dspy_observe.errors import ConfigurationError
 from dspy_observe.registry import Conflict
-from dspy_observe.registry.records import Deployment, Mark, Pointer, Score, StoredVersion
+from dspy_observe.registry.records import Decision, Deployment, Mark, Pointer, Score, StoredVersion
 from dspy_observe.registry.stores import open_store
 from dspy_observe.registry.stores.base import Head, Notice, Store
+from dspy_observe.registry.values import canonical
 
 AT = datetime(2024, 1, 15, 14, 30, 22, 5, tzinfo=UTC)
 
@@ -215,6 +216,36 @@ def test_newer_database_is_refused_and_an_older_one_brought_up_to_date(tmp_path:
     engine.dispose()
     with pytest.raises(ConfigurationError, match="newer"):
         open_store(f"sqlite:///{tmp_path / 'registry.db'}").names()
+
+
+def test_rollbacks_of_an_older_database_are_found(location: str, clock: Any) -> None:
+    """Decisions that were stored before they had a column of their own for it."""
+    if "://" in location:
+        from sqlalchemy import create_engine, text
+
+        from dspy_observe.registry.stores import schema
+
+        made = [
+            Decision(f"d{n}", "production", outcome, "why", AT, "alert", "f", str(n))
+            for n, outcome in enumerate(("held", "rollback", "stale", "rollback"))
+        ]
+        engine = create_engine(location)
+        with engine.begin() as connection:
+            schema.migrate(connection, schema.MIGRATIONS[:1])
+            connection.execute(text("INSERT INTO dspy_observe_signatures VALUES ('qa', 'qa', 1, '')"))
+            for ordinal, one in enumerate(made, 1):
+                connection.execute(
+                    text("INSERT INTO dspy_observe_decisions VALUES ('qa', :ordinal, 'production', NULL, :body)"),
+                    {"ordinal": ordinal, "body": canonical(one.to_dict())},
+                )
+        engine.dispose()
+        store = open_store(location)
+        with store.read("qa") as view:
+            assert list(view.rollbacks("production", 10)) == [made[1], made[3]]
+            assert list(view.rollbacks("production", 1)) == [made[3]]
+            assert list(view.rollbacks("staging", 10)) == []
+            assert list(view.decisions("production")) == made
+        store.close()
 
 
 def test_processes_that_start_together_make_the_tables_once(location: str, start_python: Callable[..., Any]) -> None:

@@ -117,6 +117,9 @@ class View(Protocol):
     def decisions(self, environment: str | None = None, limit: int | None = None) -> Sequence[Decision]:
         """Decisions, oldest first; at most the last ``limit``."""
 
+    def rollbacks(self, environment: str, limit: int) -> Sequence[Decision]:
+        """The last ``limit`` decisions that moved the pointer, oldest first; reads no others."""
+
     def applied(self, environment: str, fingerprint: str, starts_at: str) -> Decision | None:
         """The decision that moved the pointer for this alert."""
 

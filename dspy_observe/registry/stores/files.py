@@ -381,6 +381,10 @@ class FileView:
         found = [one for one in both if environment in (None, one.environment)]
         return found if limit is None else found[max(0, len(found) - limit) :]
 
+    def rollbacks(self, environment: str, limit: int) -> Sequence[Decision]:
+        """Only they stand in the signature's file."""
+        return [one for one in self.document.decisions if one.environment == environment][-limit:]
+
     def applied(self, environment: str, fingerprint: str, starts_at: str) -> Decision | None:
         """By alert."""
         wanted = (environment, fingerprint, starts_at)

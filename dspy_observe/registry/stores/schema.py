@@ -53,7 +53,7 @@ aliases_and_marks: Final = _table(
 )  # fmt: skip
 decisions: Final = _table(
     "decisions", Column("name", String, primary_key=True), Column("ordinal", BigInteger, primary_key=True),
-    Column("environment", String), Column("applied_key", String), Column("body", Text),
+    Column("environment", String), Column("applied_key", String), Column("applied", BigInteger), Column("body", Text),
 )  # fmt: skip
 notices: Final = _table(
     "notices", Column("delivery_id", String, primary_key=True), Column("program", String), Column("owner", Text),
@@ -124,7 +124,16 @@ _EVIDENCE: Final = (
         "PRIMARY KEY (name, environment))"
     ),
 )
-MIGRATIONS: Final[tuple[Sequence[str], ...]] = (_FIRST, _EVIDENCE)
+# Rollbacks are few and what was held may be much: whoever asks for the rollbacks of an hour reads no others.
+_ROLLBACKS: Final = (
+    "ALTER TABLE dspy_observe_decisions ADD COLUMN applied BIGINT",
+    """UPDATE dspy_observe_decisions SET applied = 1 WHERE body LIKE '%"outcome":"rollback"%'""",
+    (
+        "CREATE INDEX dspy_observe_decisions_applied ON dspy_observe_decisions (name, environment, ordinal) "
+        "WHERE applied IS NOT NULL"
+    ),
+)
+MIGRATIONS: Final[tuple[Sequence[str], ...]] = (_FIRST, _EVIDENCE, _ROLLBACKS)
 """Statements from each shape to the next; the first makes an empty database into shape 1."""
 
 _SHAPE: Final = Table(_PREFIX + "shape", MetaData(), Column("number", BigInteger, primary_key=True))

@@ -429,6 +429,12 @@ class SqlView:
         latest = self._bodies(table, **wanted).order_by(table.c.ordinal.desc()).limit(limit)
         return self._many(Decision, latest)[::-1]
 
+    def rollbacks(self, environment: str, limit: int) -> Sequence[Decision]:
+        """By the column that only they have set."""
+        table = schema.decisions
+        latest = self._bodies(table, environment=environment).where(table.c.applied == 1)
+        return self._many(Decision, latest.order_by(table.c.ordinal.desc()).limit(limit))[::-1]
+
     def applied(self, environment: str, fingerprint: str, starts_at: str) -> Decision | None:
         """By alert."""
         key = _applied_key(fingerprint, starts_at)
@@ -563,7 +569,7 @@ class SqlTransaction(SqlView):
         self._connection.execute(
             insert(schema.decisions).values(
                 name=self._name, ordinal=self._next(schema.decisions), environment=decision.environment,
-                applied_key=key, body=canonical(decision.to_dict()),
+                applied_key=key, applied=1 if decision.applied else None, body=canonical(decision.to_dict()),
             )
         )  # fmt: skip
 
