@@ -1,7 +1,8 @@
 """All alerts: what people should know, and, from :mod:`regressions`, what may put the previous version back.
 
 Every ratio has a minimum of traffic. Every threshold comes from the options. Each alert has a section of the same name
-in the runbook, which :mod:`runbook` holds. The file is long because it is a table.
+in the runbook, which :mod:`runbook` holds. The file and its functions are long because they
+are tables.
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ failures of models that had answered this version before; and while such a model
 blamed. A model that has *never* answered a version (misspelt, not permitted, a prompt it refuses) is that version's
 mistake. This stands in the expressions because Alertmanager's inhibition comes too late for two alerts that begin
 together, and because a provider that fails every tenth call is no outage and no regression either.
+
+Long, as are some of its functions, because they are tables of rules, each with its words.
 """
 
 from __future__ import annotations
