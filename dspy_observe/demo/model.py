@@ -32,9 +32,13 @@ _CHARS_PER_TOKEN: Final = 4
 """OpenAI's rule of thumb for English, https://platform.openai.com/docs/concepts"""
 _FOUND: Final = 0.6
 """Share of the question's words, weighted by rarity, that a sentence must hold to count as an answer."""
+_OBEYS: Final = 0.6
+"""Share of the prompts on which an instruction to write prose wins over a request for JSON."""
 _SEARCHES: Final = 2
 """Searches before the agent gives up."""
 
+_PROSE: Final = re.compile(r"plain prose, without (?:headers|markers)", re.IGNORECASE)
+"""An instruction that takes away what an adapter reads replies by. A model that obeys it cannot be read."""
 _HEADER: Final = re.compile(r"\[\[ ## (\w+) ## \]\]")
 _QUOTED: Final = re.compile(r"«(.*?)»", re.DOTALL)
 _SENTENCE_END: Final = re.compile(r"(?<=[.!?])\s+")
@@ -137,6 +141,11 @@ def answer(request: ChatRequest) -> str:
     as_json = json_fields(request.system)
     notes = chat_fields(request.system) if as_json is None else as_json
     best = _best(request)
+    if _PROSE.search(request.system):
+        # Told to write prose it does, but a request for JSON makes it waver, and what it then says is friendly only.
+        if as_json is None or random.Random(request.prompt).random() < _OBEYS:  # noqa: S311 - no secret
+            return f"Oh, a good question! {best.sentence}"
+        best = _Finding("Oh, a good question! Many people ask it.", "", 1.0)
     values: dict[str, Any] = {
         "reasoning": f"Of what I read about {best.title or 'it'}, this fits {best.share:.0%} of the question.",
         "answer": best.sentence if best.share >= _FOUND else "The passages do not say.",

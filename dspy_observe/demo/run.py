@@ -45,7 +45,7 @@ from dspy_observe.demo.program import examples_folder, load_program, load_questi
 from dspy_observe.demo.users import PEOPLE, Crowd, signature
 from dspy_observe.openai_server import OpenAIServer
 
-__all__ = ["main"]
+__all__ = ["main", "parse", "play"]
 
 SERVICE: Final = "facts-qa"
 _REFRESHES_PER_S: Final = 8
@@ -74,15 +74,19 @@ class _Sinks:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the demonstration.
+    """Run the first part alone; arguments and exit code as for the whole demonstration."""
+    return play(parse(arguments))
+
+
+def play(options: argparse.Namespace) -> int:
+    """Let the users ask, and show what was observed.
 
     Args:
-        arguments: The command line without the program's name; ``None`` takes that of the process.
+        options: What :func:`parse` made of the command line.
 
     Returns:
         The exit code: 0 when what was observed agrees with the bill, 1 when not, 130 when the user broke off.
     """
-    options = _parse(arguments)
     console = Console()
     with ExitStack() as stack:
         provider = stack.enter_context(_provider(options))
@@ -94,7 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 130 if broken_off else 0 if agreed else 1
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options of both parts of the demonstration."""
     parser = argparse.ArgumentParser("python -m dspy_observe.demo", description="Observe a program that answers.")
     parser.add_argument("--plain", action="store_true", help="print tables now and then instead of a live display")
     parser.add_argument("--offline", action="store_true", help="use the stand-in model even if OPENAI_API_KEY is set")
@@ -103,6 +108,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1, help="who asks what, and how fast the stand-in model is")
     parser.add_argument("--seconds-limit", type=float, default=30.0, help="nobody asks after this time (default: 30)")
     parser.add_argument("--pace", type=float, default=1.0, help="factor on the stand-in model's thinking time")
+    parser.add_argument("--only", choices=("observe", "loop"), help="play one part only (default: both)")
+    parser.add_argument(
+        "--embedded", action="store_true", help="close the loop without Prometheus and Alertmanager, by the monitor"
+    )
     return parser.parse_args(arguments)
 
 
