@@ -47,8 +47,9 @@ def test_every_python_block_runs_in_order_and_leaves_metrics(tmp_path: Path) -> 
             "DSPY_CACHEDIR": str(tmp_path / "cache"),
         }
         done = subprocess.run(
-            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120, check=False
-        )
+            [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120,
+            check=False,
+        )  # fmt: skip
         bills = server.bills
     assert done.returncode == 0, done.stderr
     assert "dspy_observe:" not in done.stderr, done.stderr
@@ -69,20 +70,35 @@ def test_every_make_target_of_the_readme_exists() -> None:
         assert re.search(rf"^{target}:", MAKEFILE, re.MULTILINE), target
 
 
-@pytest.mark.parametrize("command", re.findall(r"^dspy-observe (.*)$", README, re.MULTILINE))
-def test_every_command_of_the_readme_runs(command: str, tmp_path: Path) -> None:
+COMMANDS = re.findall(r"^dspy-observe (.*)$", README, re.MULTILINE)
+
+
+def run_command(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """The command line in a folder of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", "from dspy_observe.cli import main; main()", *words],
+        cwd=folder, env={**os.environ, "COLUMNS": "200"}, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+def test_the_redact_command_of_the_readme_runs(tmp_path: Path) -> None:
     """The command line does what the README types."""
+    (command,) = [command for command in COMMANDS if command.startswith("redact")]
     (tmp_path / "prompt.txt").write_text("Mail anna@example.com", encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "-c", "from dspy_observe.cli import main; main()", *command.split()],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = run_command(command.split(), tmp_path)
     assert done.returncode == 0, done.stderr
     assert "EMAIL" in done.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_verb_and_option_of_the_readme_exists(command: str, tmp_path: Path) -> None:
+    """Each command that the README types is one, with these options; what they do has tests of its own."""
+    words = command.split()
+    verbs = words[:2] if words[0] in {"registry", "decisions", "dashboards", "rollout", "cache"} else words[:1]
+    done = run_command([*verbs, "--help"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    for option in (word for word in words if word.startswith("--")):
+        assert option in done.stdout, option
 
 
 def test_the_map_of_the_code_names_every_room() -> None:
