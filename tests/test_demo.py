@@ -249,7 +249,8 @@ def test_demo_runs_from_anywhere_and_leaves_nothing(tmp_path: Path) -> None:
     scratch.mkdir()
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "OPENAI_"))}
     done = subprocess.run(
-        [sys.executable, "-m", "dspy_observe.demo", "--only", "observe", "--plain", "--pace", "0.05", "--users", "4", "--questions", "20"],
+        [sys.executable, "-m", "dspy_observe.demo", "--only", "observe", "--plain", "--pace", "0.05", "--users", "4",
+         "--questions", "20"],
         cwd=place, env={**environment, "TMPDIR": str(scratch)}, capture_output=True, text=True, timeout=120,
         check=False,
     )  # fmt: skip
@@ -281,7 +282,8 @@ def test_demo_asks_the_real_provider_when_a_key_is_set(tmp_path: Path) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "OPENAI_"))}
         environment |= {"OPENAI_API_KEY": "sk-of-the-user", "OPENAI_API_BASE": provider.base_url}
         done = subprocess.run(
-            [sys.executable, "-m", "dspy_observe.demo", "--only", "observe", "--plain", "--users", "2", "--questions", "2"],
+            [sys.executable, "-m", "dspy_observe.demo", "--only", "observe", "--plain", "--users", "2",
+             "--questions", "2"],
             cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
