@@ -15,7 +15,16 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from dspy_observe import cli_cache, cli_canary, cli_dashboards, cli_gate, cli_registry, cli_rollout
+from dspy_observe import (
+    cli_cache,
+    cli_canary,
+    cli_dashboards,
+    cli_decisions,
+    cli_gate,
+    cli_registry,
+    cli_rollout,
+    cli_serve,
+)
 from dspy_observe.errors import ObserveError
 
 if TYPE_CHECKING:
@@ -31,7 +40,9 @@ app.add_typer(cli_registry.app, name="registry")
 app.add_typer(cli_rollout.app, name="rollout")
 app.add_typer(cli_dashboards.app, name="dashboards")
 app.add_typer(cli_cache.app, name="cache")
+app.add_typer(cli_decisions.app, name="decisions")
 app.command()(cli_gate.gate)
+app.command()(cli_serve.serve)
 app.command()(cli_canary.canary)
 
 

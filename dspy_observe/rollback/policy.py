@@ -93,6 +93,8 @@ class Request:
     """What got worse; see :data:`~dspy_observe.conventions.ALERT_SIGNAL`."""
     reason: str | None = None
     """Why it is asked, in words."""
+    mode: str = "auto"
+    """The asker's own mode; of it and the program's, the one that allows less counts."""
     inputs: Mapping[str, Any] = field(default_factory=dict)
     """What else to keep with the decision: plain JSON values."""
 
@@ -155,6 +157,7 @@ def decide(request: Request, status: Status, limits: Limits, now: datetime) -> D
         limits: How far it may go.
         now: UTC.
     """
+    status = replace(status, mode=max(request.mode, status.mode, key=MODES.index))
     made = _decide(request, status, limits, now)
     return replace(made, inputs=_inputs(request, status, limits))
 
