@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from dspy_observe.errors import ConfigurationError
 from dspy_observe.registry import deployments, versions
+from dspy_observe.registry.controlling import control_of
 from dspy_observe.registry.core import PRODUCTION, at_now
 from dspy_observe.registry.deploying import DeploymentMethods
 from dspy_observe.registry.engine import Batch
@@ -98,6 +99,8 @@ class RolloutView:
     """The same of the version beside it."""
     pinned: tuple[str, str] | None
     """Name and hash of a version that was asked for besides."""
+    frozen: str | None
+    """Why nothing is to move by itself; ``None`` when it may."""
     now: datetime
 
 
@@ -204,10 +207,12 @@ class RolloutMethods(DeploymentMethods):
         with self._read(name) as view:
             rollout = rollout_of(view, environment)
             record = None if pinned is None else versions.resolve(view, pinned)
+            control = control_of(view, environment)
             candidate, base = (None, None) if rollout is None else (rollout.version_hash, rollout.base_hash)
             return RolloutView(
                 rollout, view.pointer(environment), bad(view, candidate), bad(view, base),
-                None if record is None else (record.version, record.version_hash), self.now(),
+                None if record is None else (record.version, record.version_hash),
+                (control.frozen_reason or "no reason given") if control.frozen else None, self.now(),
             )  # fmt: skip
 
     def count_rollout(

@@ -16,8 +16,9 @@ from dspy_observe.registry.models import Ruling
 from dspy_observe.registry.records import StoredVersion
 from dspy_observe.registry.signatures import SignatureRegistry
 from dspy_observe.registry.stores.base import View
-from dspy_observe.rollback.monitor_judge import judge_for
+from dspy_observe.rollback.deciding import settle
 from dspy_observe.rollback.monitor_options import MonitorOptions
+from dspy_observe.rollback.policy import Request
 from dspy_observe.rollback.statistics import Baseline, Evidence, Observation, Scene, Verdict
 
 __all__ = ["Folding", "Outcome", "Waiting"]
@@ -172,11 +173,14 @@ class Folding:
             return
         digits, version, verdict = outcome.ask
         since = datetime.fromtimestamp(verdict.since or self._clock(), UTC)
-        made = self.registry.decide(
-            name, judge_for(digits, version, verdict.reason, _inputs(verdict), self.options.limits),
-            environment=self.environment, trigger="monitor", fingerprint=f"evidence:{digits[:12]}",
-            starts_at=since.isoformat(), version=version,
+        # The evidence is as of now, however long ago it began: only a younger beginning tells of a later deployment.
+        recent = self._clock() - since.timestamp() < self.options.limits.max_alert_age_s
+        request = Request(
+            trigger="monitor", program=name, environment=self.environment, version=version,
+            started_at=since if recent else None, fingerprint=f"evidence:{digits[:12]}", reason=verdict.reason,
+            inputs=_inputs(verdict),
         )  # fmt: skip
+        made = settle(self.registry, request, self.options.limits, starts_at=since.isoformat())
         _logger.warning("dspy_observe: %s %s regressed: %s: %s", name, version, made.outcome, made.reason)
 
 

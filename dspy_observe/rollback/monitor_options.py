@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from dspy_observe.errors import ConfigurationError
 from dspy_observe.registry.baselines import EVALUATION, LEAST_ONLINE, SCORE
-from dspy_observe.rollback.monitor_judge import Limits
+from dspy_observe.rollback.policy import Limits
 from dspy_observe.rollback.statistics import Levels, MetricBounds, Rule
 
 __all__ = ["MonitorOptions"]

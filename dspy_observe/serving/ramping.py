@@ -2,8 +2,8 @@
 
 The first rule that applies answers: the candidate was found bad, by whomever -> fall; it is deployed, or something
 else is than the step began beside -> rebase; the verdict is ``regressed`` -> fall; the split is not the intended one ->
-wait; the step is too young or the candidate answered too few calls -> wait; the verdict is ``ok`` -> advance; any other
-verdict -> wait.
+wait; the program is frozen -> wait; the step is too young or the candidate answered too few calls -> wait; the verdict
+is ``ok`` -> advance; any other verdict -> wait.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ class Known:
     min_calls: int
     mismatch: str | None
     """How the traffic was split otherwise than intended; ``None`` when it was not."""
+    frozen: str | None
+    """Why nothing is to move by itself; ``None`` when it may. A bad candidate still falls: it is not deployed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,8 @@ def next_move(known: Known, verdict: Callable[[], str] | None) -> Move:
         return Move("fall", "the verdict is regressed")
     if known.mismatch is not None:
         return Move("wait", f"sample_ratio_mismatch: {known.mismatch}")
+    if known.frozen is not None:
+        return Move("wait", f"frozen: {known.frozen}")
     if known.age_s < known.min_age_s:
         return Move("wait", f"the step is {known.age_s:.0f} s old, {known.min_age_s:g} s are needed")
     if known.calls < known.min_calls:

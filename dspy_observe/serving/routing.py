@@ -477,6 +477,7 @@ class Router:
             "" if view.pointer is None else view.pointer.version_hash, rollout.base_hash, rollout.version_hash,
             view.bad_candidate, (view.now - rollout.step_at).total_seconds(), rollout.min_step_s,
             int(rollout.calls.get("canary", 0)), rollout.min_samples, _mismatch(rollout),
+            view.frozen,
         )  # fmt: skip
         judge = self._verdicts
         if judge is None:

@@ -40,7 +40,6 @@ LAYERS = (
     "rollback.tokens",
     "rollback.gauges",
     "rollback.handling",
-    "rollback.monitor_judge",
     "rollback.monitor_options",
     "rollback.folding",
     "rollback.monitor",

@@ -22,7 +22,9 @@ from dspy_observe import Metrics, safety
 from dspy_observe.errors import ConfigurationError
 from dspy_observe.records import Score
 from dspy_observe.registry import SignatureRegistry
+from dspy_observe.rollback.deciding import approve
 from dspy_observe.rollback.monitor import Monitor, MonitorOptions
+from dspy_observe.rollback.policy import Limits
 from dspy_observe.rollback.statistics import MetricBounds
 from dspy_observe.testing import offline_lm
 
@@ -450,6 +452,55 @@ def test_the_plain_rule_stays_available(registry: SignatureRegistry, watch: Watc
     assert "0.05" in registry.decisions("qa")[0].reason
 
 
+@pytest.mark.parametrize(
+    ("mode", "reason"),
+    [
+        ("off", "automatic rollback is off"),
+        ("dry-run", "would roll back from v2 to v1"),
+        ("approve", "waiting for approval"),
+        (None, "qa is frozen in production: incident 7"),
+    ],
+)
+def test_a_mode_or_freeze_holds_the_monitor_too(
+    registry: SignatureRegistry, watch: Watch, give: Give, mode: str | None, reason: str
+) -> None:
+    """The same policy as for alerts: the decision is held with its reason, the pointer stays until a person says so."""
+    if mode is None:
+        registry.freeze("qa", reason="incident 7")
+    else:
+        registry.set_mode("qa", mode, reason="maintenance")
+    monitor = watch(registry)
+    feed(monitor, give("v2", 0.4, 150))
+    (held,) = registry.decisions("qa")
+    assert (held.outcome, held.trigger, held.version) == ("held", "monitor", "v2")
+    assert reason in held.reason
+    assert held.inputs["previous_score"] == 0.9
+    assert running(registry) == "v2"
+    assert monitor.verdict("qa", "v2") == "regressed"
+    assert approve(registry, held.decision_id, Limits(), actor="ada").outcome == "rollback"
+    assert running(registry) == "v1"
+
+
+def test_a_spent_budget_freezes_the_program_for_the_monitor_too(
+    registry: SignatureRegistry, watch: Watch, give: Give, clock: Any
+) -> None:
+    """The second regression of the hour is held and freezes the program: from then on nothing moves by itself."""
+    monitor = watch(registry, limits=Limits(cooldown_s=0, max_rollbacks_per_hour=1))
+    feed(monitor, give("v2", 0.4, 150))
+    assert running(registry) == "v1"
+    registry.register_version("qa", {"instruction": "Answer as v3."}, version="v3")
+    registry.update_performance_score("qa", "v3", 0.9, dataset="dev", n=2000, stdev=0.3)
+    clock.forward(60)
+    registry.deploy_version("qa", "v3")
+    clock.forward(60)
+    feed(monitor, give("v3", 0.4, 150))
+    assert decided(registry) == [("rollback", "monitor", "v2"), ("held", "monitor", "v3")]
+    assert running(registry) == "v3"
+    control = registry.control("qa")
+    assert control.frozen
+    assert "budget was spent" in str(control.frozen_reason)
+
+
 def test_without_acting_there_are_verdicts_only(registry: SignatureRegistry, watch: Watch, give: Give) -> None:
     """``act=False`` decides nothing and leaves the question to a monitor that acts."""
     feed(watch(registry, act=False), give("v2", 0.4, 150))
@@ -540,7 +591,9 @@ FORKED = """
     import os, sys, threading
     from dspy_observe.records import Score
     from dspy_observe.registry import SignatureRegistry
-    from dspy_observe.rollback.monitor import Monitor, MonitorOptions
+    from dspy_observe.rollback.deciding import approve
+from dspy_observe.rollback.monitor import Monitor, MonitorOptions
+from dspy_observe.rollback.policy import Limits
 
     def give(number):
         for _ in range(number):

@@ -21,24 +21,26 @@ STATES = st.builds(
     calls=st.integers(0, 100),
     min_calls=st.integers(0, 100),
     mismatch=st.sampled_from([None, None, "13/87"]),
+    frozen=st.sampled_from([None, None, None, "incident 7"]),
 )
 
 
 @given(STATES, st.sampled_from(VERDICTS))
 def test_a_step_is_taken_only_on_ok_with_enough_of_everything(known: Known, verdict: str) -> None:
-    """Never on another verdict, before its time, with too few calls, a wrong split, or another base."""
+    """Never on another verdict, before its time, with too few calls, a wrong split, another base, or while frozen."""
     move = next_move(known, lambda: verdict)
     assert move.reason
     due = (
         verdict == "ok" and known.age_s >= known.min_age_s and known.calls >= known.min_calls
         and known.mismatch is None and known.quarantined is None and known.deployed_hash == known.base_hash
+        and known.frozen is None
     )  # fmt: skip
     assert (move.act == "advance") == due
 
 
 @given(STATES, st.sampled_from(VERDICTS))
 def test_a_bad_candidate_falls_at_once(known: Known, verdict: str) -> None:
-    """However young the step is and however few calls there were."""
+    """However young the step is, however few calls there were, and frozen or not."""
     move = next_move(known, lambda: verdict)
     if known.quarantined is not None or (verdict == "regressed" and known.deployed_hash == known.base_hash):
         assert move.act == "fall"

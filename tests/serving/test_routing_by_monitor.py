@@ -67,6 +67,34 @@ def test_users_decide(
     assert (quarantined is None) == (state == "promoted")
 
 
+def test_while_frozen_a_candidate_gets_no_further(
+    registry: SignatureRegistry, publish: Publish, metrics: Metrics
+) -> None:
+    """A step that is due waits, and says why, until the program is unfrozen."""
+    publish(registry, "v1")
+    publish(registry, "v2", deploy=False)
+    registry.freeze("bot", reason="incident 7")
+    with asked(registry, metrics, "v2") as (router, ask):
+
+        def held() -> bool:
+            ask()
+            router.refresh()
+            return router.status().waiting_for == "frozen: incident 7"
+
+        def taken() -> bool:
+            ask()
+            router.refresh()
+            rollout = registry.rollout("bot")
+            return rollout is not None and rollout.step > 0
+
+        wait_until(held, "word that the step waits for the program to be unfrozen")
+        for _ in range(300):  # many more than a step needs
+            ask()
+        assert not taken()
+        registry.unfreeze("bot", reason="mended")
+        wait_until(taken, "step")
+
+
 def test_a_monitor_that_is_closed_while_it_folds_waits_for_no_more(
     registry: SignatureRegistry, publish: Publish, metrics: Metrics
 ) -> None:
