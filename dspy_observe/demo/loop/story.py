@@ -9,6 +9,7 @@ import time
 import urllib.request
 from collections import deque
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -194,7 +195,8 @@ def _alerts(url: str, story: _Story) -> None:
         if labels.get("dspy_action") == "rollback" and labels.get("version") == BAD:
             name, state = labels["alertname"], alert["state"]
             verb = "begins to hold" if state == "pending" else "fires"
-            story.timeline.add(Event(time.time(), state, f"Prometheus: {name} {verb} for {BAD}", "bad"))
+            began = datetime.fromisoformat(alert["activeAt"]).timestamp() if state == "pending" else time.time()
+            story.timeline.add(Event(began, state, f"Prometheus: {name} {verb} for {BAD}", "bad"))
 
 
 def _close(console: Console, world: World, story: _Story, done: bool) -> bool:

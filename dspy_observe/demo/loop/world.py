@@ -137,7 +137,8 @@ def _watching(folder: Path, metrics_url: str) -> Iterator[tuple[str, str, str]]:
             (folder / name).write_text(text, encoding="utf-8")
         scraper = stack.enter_context(prometheus(rules.configuration(options), folder))
         command = [
-            sys.executable, "-m", "dspy_observe.cli", "serve", "--registry", str(folder / "registry"),
+            sys.executable, "-c", "from dspy_observe.cli import main; main()", "serve",
+            "--registry", str(folder / "registry"),
             "--listen", options.receiver_target, "--token-file", str(token), "--prometheus-url", scraper,
         ]  # fmt: skip
         log = folder / "receiver.log"
