@@ -15,6 +15,8 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from datetime import UTC, datetime
+from hashlib import sha256
 from typing import Any
 
 import dspy
@@ -26,7 +28,16 @@ from dspy_observe.ledger import LEDGER, Clock
 from dspy_observe.openai_server import OpenAIServer
 from dspy_observe.records import CallRecord, CallStart, RegistryEvent, Score
 
-__all__ = ["Capture", "FrozenClock", "OfflineEngine", "OpenAIServer", "capture_records", "frozen_clock", "offline_lm"]
+__all__ = [
+    "Capture",
+    "FrozenClock",
+    "OfflineEngine",
+    "OpenAIServer",
+    "capture_records",
+    "frozen_clock",
+    "offline_lm",
+    "sample_alert",
+]
 
 
 class Capture(RecordCallback):
@@ -160,6 +171,50 @@ def _text(answer: Any) -> str:
         for name, value in answer.items()
     ]
     return "\n\n".join([*fields, "[[ ## completed ## ]]"])
+
+
+def sample_alert(
+    program: str = "qa",
+    version: str = "v2",
+    *,
+    alertname: str = "DSPyErrors",
+    status: str = "firing",
+    environment: str | None = None,
+    starts_at: datetime | None = None,
+    labels: Mapping[str, str] | None = None,
+    annotations: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """What Alertmanager posts about a version, ready for ``json.dumps``: the webhook's version 4, with one alert.
+
+    Args:
+        program: The program that the alert is about.
+        version: The version that the alert is about.
+        alertname: The rule's name.
+        status: ``firing`` or ``resolved``.
+        environment: Label; ``None`` leaves it out, which means ``production``.
+        starts_at: When the alert began, with its offset from UTC; ``None`` is now. Another start is another episode.
+        labels: More labels, or other ones; ``dspy_action="rollback"`` is there.
+        annotations: In place of a summary.
+    """
+    began = datetime.now(UTC) if starts_at is None else starts_at.astimezone(UTC)
+    named = {"alertname": alertname, "dspy_action": "rollback", "program": program, "version": version}
+    if environment is not None:
+        named["environment"] = environment
+    named.update(labels or {})
+    group = {key: named[key] for key in ("alertname", "program", "version")}
+    alert = {
+        "status": status, "labels": named,
+        "annotations": dict(annotations if annotations is not None else {"summary": f"{program} {version} got worse"}),
+        "startsAt": began.isoformat().replace("+00:00", "Z"),
+        "endsAt": "0001-01-01T00:00:00Z" if status == "firing" else datetime.now(UTC).isoformat(),
+        "generatorURL": "http://127.0.0.1:9090/graph",
+        "fingerprint": sha256(json.dumps(sorted(named.items())).encode()).hexdigest()[:16],
+    }  # fmt: skip
+    return {
+        "version": "4", "receiver": "rollback", "status": status, "alerts": [alert], "groupLabels": group,
+        "commonLabels": named, "commonAnnotations": alert["annotations"], "externalURL": "http://127.0.0.1:9093",
+        "groupKey": "{}:{" + ", ".join(f'{key}="{value}"' for key, value in group.items()) + "}", "truncatedAlerts": 0,
+    }  # fmt: skip
 
 
 class FrozenClock:

@@ -10,6 +10,7 @@ import ipaddress
 import logging
 import math
 import signal
+import socket
 import ssl
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -48,6 +49,7 @@ _BODY_S: Final = 10.0
 _MOST_DECISIONS: Final = 1000
 _HIGHEST_PORT: Final = 65_535
 _STOP_S: Final = 10
+_BACKLOG: Final = 256
 
 _logger = logging.getLogger("dspy_observe")
 
@@ -338,18 +340,32 @@ def serve(
         config.load()
     except (OSError, ssl.SSLError) as error:
         raise ConfigurationError("tls_cert", f"the certificate cannot be used ({error})", "Give PEM files") from None
-    try:
-        socket = config.bind_socket()
-    except SystemExit:  # uvicorn's way to say so; the reason is in its log line
-        raise ConfigurationError(
-            "listen", f"cannot listen on {options.host}:{options.port}", "Choose another address or port"
-        ) from None
+    listener = _bound(options)
     scheme = "http" if options.tls_cert is None else "https"
     host = f"[{options.host.strip('[]')}]" if ":" in options.host else options.host
     if listening is not None:
-        listening(f"{scheme}://{host}:{socket.getsockname()[1]}")
-    with _ended_by_signals():
-        uvicorn.Server(config).run(sockets=[socket])
+        listening(f"{scheme}://{host}:{listener.getsockname()[1]}")
+    with listener, _ended_by_signals():
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def _bound(options: ReceiverOptions) -> socket.socket:
+    """A socket that connections already wait at: whoever is told the address is not refused."""
+    host = options.host.strip("[]")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, options.port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(_BACKLOG)
+        except OSError:
+            listener.close()
+            raise
+    except OSError as error:
+        what = f"cannot listen on {options.host}:{options.port} ({error.strerror})"
+        raise ConfigurationError("listen", what, "Choose another address or port") from None
+    return listener
 
 
 @contextmanager

@@ -1,0 +1,422 @@
+"""The receiver's HTTP side, in this process: whom it lets in, what it answers, what it leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
+
+from dspy_observe.errors import ConfigurationError
+from dspy_observe.metrics import Metrics
+from dspy_observe.registry import CorruptRegistry, SignatureRegistry, StoreUnavailable
+from dspy_observe.rollback.policy import Limits
+from dspy_observe.rollback.receiver import ReceiverOptions, create_app
+from dspy_observe.rollback.tokens import Tokens
+from dspy_observe.testing import sample_alert
+from tests.rollback.conftest import HEADERS, InProcess, deployed, fill
+
+Receive = Callable[..., InProcess]
+
+
+def several(*bodies: dict[str, Any]) -> dict[str, Any]:
+    """One delivery with the alerts of several."""
+    return {**bodies[0], "alerts": [alert for body in bodies for alert in body["alerts"]]}
+
+
+def test_alert_moves_the_pointer_once_however_often_it_comes(receive: Receive, registry: SignatureRegistry) -> None:
+    """And the answer is the stored decision, with the raw inputs."""
+    one, other = receive(), receive()
+    body = sample_alert("qa", "v3")
+    replies = [made.post(body) for made in (one, other, one, other, one)]
+    assert [reply.status_code for reply in replies] == [200] * 5
+    outcomes = [reply.json()["decisions"][0]["outcome"] for reply in replies]
+    assert outcomes == ["rollback", *["duplicate"] * 4]
+    assert deployed(registry) == "v2"
+    first = replies[0].json()["decisions"][0]
+    assert (first["version"], first["target"], first["program"]) == ("v3", "v2", "qa")
+    inputs = registry.decisions("qa")[0].inputs
+    assert inputs["labels"] == body["alerts"][0]["labels"]
+    assert inputs["group_key"] == body["groupKey"]
+    assert inputs["truncated_alerts"] == 0
+    assert (
+        one.number("dspy_rollbacks_total", program="qa", environment="production", trigger="alert", outcome="complete")
+        == 1
+    )
+    assert one.number("dspy_alert_requests_total", code="200") == 3
+    assert one.number("dspy_rollback_duration_seconds_count", program="qa", environment="production") == 1
+
+
+def test_each_alert_of_a_delivery_is_judged_by_itself(receive: Receive, registry: SignatureRegistry) -> None:
+    """One without labels, one about nobody, one that is stale, one that only people are to see, and a real one."""
+    fill(registry, "a", "b", program="other")
+    body = several(
+        sample_alert("qa", ""), sample_alert("nobody", "v1"), sample_alert("qa", "v1"),
+        sample_alert("qa", "v3", labels={"dspy_action": "page"}), sample_alert("other", "b"),
+    )  # fmt: skip
+    reply = receive().post({**body, "truncatedAlerts": 12})
+    assert reply.status_code == 200
+    told = reply.json()
+    assert [one["outcome"] for one in told["decisions"]] == ["rejected", "rejected", "stale", "rollback"]
+    assert told["ignored"] == 1
+    assert (deployed(registry), deployed(registry, "other")) == ("v3", "a")
+    assert registry.decisions("other")[-1].inputs["truncated_alerts"] == 12
+
+
+@pytest.mark.parametrize("label", ["program", "version"])
+def test_30_alert_that_does_not_say_of_what_is_a_bad_request(receive: Receive, label: str) -> None:
+    """The rule is wrong, and sending again mends nothing."""
+    reply = receive().post(sample_alert("qa", "v3", labels={label: ""}))
+    assert reply.status_code == 400
+    assert f"no label {label}" in reply.json()["error"]
+
+
+def test_other_alerts_are_taken_and_left_alone(receive: Receive, registry: SignatureRegistry) -> None:
+    """Without the action nothing is done and nothing stored."""
+    body = sample_alert("qa", "v3")
+    del body["alerts"][0]["labels"]["dspy_action"]
+    reply = receive().post(body)
+    assert (reply.status_code, reply.json()) == (200, {"decisions": [], "ignored": 1})
+    assert registry.decisions("qa") == ()
+
+
+def test_resolved_is_recorded_and_never_rolls_forward(receive: Receive, registry: SignatureRegistry) -> None:
+    """Also before and after the firing one, in any order."""
+    made, start = receive(), datetime.now(UTC)
+    statuses = ("resolved", "firing", "resolved", "firing")
+    replies = [made.post(sample_alert("qa", "v3", status=one, starts_at=start)).json() for one in statuses]
+    assert [one["decisions"][0]["outcome"] for one in replies] == ["ignored", "rollback", "ignored", "duplicate"]
+    assert deployed(registry) == "v2"
+
+
+@pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer wrong", "Basic correct-horse", "correct-horse"])
+def test_without_the_token_nobody_gets_in(receive: Receive, registry: SignatureRegistry, header: str | None) -> None:
+    """Not even to look; probes and metrics are open, as they tell nothing that is secret."""
+    made = receive()
+    headers = {} if header is None else {"Authorization": header}
+    for reply in (
+        made.client.post("/api/v1/alerts", json=sample_alert("qa", "v3"), headers=headers),
+        made.client.get("/api/v1/decisions", headers=headers),
+        made.client.get("/api/v1/status", headers=headers),
+    ):
+        assert reply.status_code == 401
+        assert reply.headers["www-authenticate"] == "Bearer"
+    assert deployed(registry) == "v3"
+    for path in ("/healthz", "/readyz", "/metrics"):
+        assert made.client.get(path, headers=headers).status_code == 200
+
+
+def test_token_file_is_read_again_when_it_changes(receive: Receive, token_file: Path) -> None:
+    """Two lines let both in while it is changed; a file that is gone leaves the last word."""
+    made = receive(token=None, token_file=token_file)
+
+    def status(token: str) -> int:
+        return made.client.get("/api/v1/status", headers={"Authorization": f"Bearer {token}"}).status_code
+
+    assert status("correct-horse") == 200
+    token_file.write_text("correct-horse\n\nbattery-staple\n", encoding="utf-8")
+    assert (status("correct-horse"), status("battery-staple")) == (200, 200)
+    token_file.write_text("battery-staple", encoding="utf-8")
+    assert (status("correct-horse"), status("battery-staple")) == (401, 200)
+    token_file.write_text("", encoding="utf-8")
+    assert (status("other"), status("battery-staple")) == (401, 200)
+    token_file.unlink()
+    assert status("battery-staple") == 200
+
+
+def test_body_limit_holds_with_and_without_a_declared_length(receive: Receive) -> None:
+    """413 before the body is kept."""
+    made = receive(max_body_bytes=1000)
+    assert made.post(b" " * 1001).status_code == 413
+    chunks = (b" " * 500 for _ in range(3))
+    assert made.client.post("/api/v1/alerts", content=chunks, headers=HEADERS).status_code == 413
+    assert made.post(b" " * 1000).status_code == 400
+
+
+@pytest.mark.parametrize(
+    "error", [StoreUnavailable("away"), CorruptRegistry("qa.yml", 3, "torn"), RuntimeError("a bug")]
+)
+def test_503_when_nothing_was_stored_so_that_it_comes_again(
+    receive: Receive, registry: SignatureRegistry, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Alertmanager gives up after 4xx, 429 included."""
+    made = receive()
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "decide", broken)
+        assert made.post(sample_alert("qa", "v3")).status_code == 503
+    assert made.post(sample_alert("qa", "v3")).status_code == 200
+    assert deployed(registry) == "v2"
+
+
+def test_200_when_part_was_stored(
+    receive: Receive, registry: SignatureRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What could not be decided is named."""
+    fill(registry, "a", "b", program="other")
+    real = registry.decide
+
+    def partly(name: str, *arguments: Any, **named: Any) -> Any:
+        if name == "qa":
+            raise StoreUnavailable("away")
+        return real(name, *arguments, **named)
+
+    monkeypatch.setattr(registry, "decide", partly)
+    reply = receive().post(several(sample_alert("qa", "v3"), sample_alert("other", "b")))
+    assert reply.status_code == 200
+    assert [one.get("error") for one in reply.json()["decisions"]] == ["StoreUnavailable", None]
+    assert deployed(registry, "other") == "a"
+
+
+def test_deliveries_beyond_what_fits_are_told_to_come_again(
+    receive: Receive, registry: SignatureRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And probes are answered meanwhile."""
+    from dspy_observe.rollback import receiver
+
+    monkeypatch.setattr(receiver, "_WAITING", 2)
+    made, go, inside = receive(), threading.Event(), threading.Semaphore(0)
+    real = registry.decide
+
+    def slow(*arguments: Any, **named: Any) -> Any:
+        inside.release()
+        assert go.wait(30)
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(registry, "decide", slow)
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(made.post, sample_alert("qa", "v3")) for _ in range(2)]
+        for _ in waiting:
+            assert inside.acquire(timeout=30)
+        assert made.post(sample_alert("qa", "v3")).status_code == 503
+        assert made.client.get("/readyz").status_code == 200
+        go.set()
+        assert [one.result(30).status_code for one in waiting] == [200, 200]
+
+
+@pytest.mark.parametrize("mode", ["approve", "dry-run", "off"])
+def test_mode_of_the_receiver_caps_that_of_the_program(
+    receive: Receive, registry: SignatureRegistry, mode: str
+) -> None:
+    """The one that allows less counts, whichever it is."""
+    assert receive(mode=mode).post(sample_alert("qa", "v3")).json()["decisions"][0]["outcome"] == "held"
+    registry.set_mode("qa", mode)
+    assert receive().post(sample_alert("qa", "v3")).json()["decisions"][0]["outcome"] == "held"
+    assert deployed(registry) == "v3"
+
+
+def test_watchdog_is_recorded_with_its_time(receive: Receive, registry: SignatureRegistry) -> None:
+    """In the status and as a metric; never heard is None, not 0."""
+    made = receive()
+    assert made.get("/api/v1/status").json()["watchdog_at"] is None
+    body = sample_alert("-", "-", alertname="DSPyWatchdog")
+    del body["alerts"][0]["labels"]["dspy_action"]
+    before = registry.now().timestamp()
+    assert made.post(body).json() == {"decisions": [], "ignored": 1}
+    at = made.get("/api/v1/status").json()["watchdog_at"]
+    assert before <= at <= registry.now().timestamp()
+    assert made.number("dspy_watchdog_timestamp_seconds") == at
+
+
+def test_decisions_can_be_looked_up(receive: Receive, registry: SignatureRegistry) -> None:
+    """By program and outcome; what the registry could not keep stands beside."""
+    made = receive()
+    made.post(several(sample_alert("qa", "v3"), sample_alert("qa", "v1"), sample_alert("nobody", "v1")))
+    found = made.get("/api/v1/decisions").json()
+    assert [one["outcome"] for one in found["decisions"]] == ["rollback", "stale"]
+    assert [one["program"] for one in found["unstored"]] == ["nobody"]
+    (only,) = made.get("/api/v1/decisions?program=qa&outcome=stale&limit=5").json()["decisions"]
+    assert only["outcome"] == "stale"
+    assert made.get("/api/v1/decisions?program=nobody").status_code == 404
+    for wrong in ("0", "x", "5000"):
+        assert made.get(f"/api/v1/decisions?limit={wrong}").status_code == 400
+
+
+def test_metrics_tell_how_every_program_stands(
+    receive: Receive, registry: SignatureRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of programs that no alert was about; the version that is gone goes; counters begin at 0."""
+    from dspy_observe.rollback import gauges
+
+    monkeypatch.setattr(gauges, "_EVERY_S", 0.0)
+    fill(registry, "a", program="other")
+    made = receive(limits=Limits(max_rollbacks_per_hour=2))
+    place = {"environment": "production", "program": "qa"}
+    assert made.client.get("/metrics").status_code == 200
+    assert made.number("dspy_deployed_version_info", version="v3", **place) == 1
+    assert made.number("dspy_deployed_version_info", version="a", environment="production", program="other") == 1
+    assert made.number("dspy_decisions_total", trigger="alert", outcome="rollback", **place) == 0
+    assert made.number("dspy_rollback_budget_remaining", **place) == 2
+    assert made.number("dspy_rollback_frozen", **place) == 0
+    made.post(sample_alert("qa", "v3"))
+    registry.freeze("qa")
+    made.client.get("/metrics")
+    assert made.number("dspy_deployed_version_info", version="v3", **place) is None
+    assert made.number("dspy_deployed_version_info", version="v2", **place) == 1
+    assert made.number("dspy_rollback_budget_remaining", **place) == 1
+    assert made.number("dspy_rollback_frozen", **place) == 1
+    pointer = registry.pointer("qa")
+    assert pointer is not None
+    assert made.number("dspy_deployment_timestamp_seconds", **place) == pytest.approx(pointer.at.timestamp())
+
+
+def test_secrets_reach_neither_log_nor_store(
+    receive: Receive, registry: SignatureRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The token of the request, and credentials that somebody wrote into labels and annotations."""
+    key = "sk-proj-" + "a1B2c3D4" * 6
+    made = receive()
+    with caplog.at_level(logging.DEBUG):
+        made.post(sample_alert("qa", "v3", labels={"detail": key}, annotations={"summary": f"with {key}"}))
+        made.post(sample_alert("qa", "v1", annotations={"summary": key}), Authorization="Bearer wrong-token-here")
+    stored = json.dumps([one.to_dict() for one in registry.decisions("qa")])
+    for secret in (key, "correct-horse", "wrong-token-here"):
+        assert secret not in stored
+        assert secret not in caplog.text
+        assert secret not in made.get("/api/v1/decisions").text
+
+
+def test_old_alert_and_cool_down_follow_the_limits(receive: Receive, registry: SignatureRegistry) -> None:
+    """As given to the receiver."""
+    made = receive(limits=Limits(cooldown_s=1000))
+    made.post(sample_alert("qa", "v3"))
+    held = made.post(sample_alert("qa", "v2")).json()["decisions"][0]
+    assert held["outcome"] == "held"
+    assert "cool-down" in held["reason"]
+    old = sample_alert("qa", "v2", starts_at=datetime.now(UTC) - timedelta(days=2))
+    assert made.post(old).json()["decisions"][0]["outcome"] == "stale"
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({}, "token_file"), ({"token": ""}, "token_file"), ({"insecure": True, "host": "0.0.0.0"}, "insecure"),
+        ({"insecure": True, "token": "t"}, "insecure"), ({"token": "t", "port": 70_000}, "listen"),
+        ({"token": "t", "host": ""}, "listen"), ({"token": "t", "max_body_bytes": 0}, "max_body_bytes"),
+        ({"token": "t", "mode": "on"}, "mode"), ({"token": "t", "tls_cert": Path("c")}, "tls_key"),
+        ({"token": "t", "tls_client_ca": Path("c")}, "tls_client_ca"),
+        ({"token": "t", "fresh_window_s": 0.0}, "fresh_window_s"),
+    ],
+)  # fmt: skip
+def test_options_that_cannot_work_are_refused(options: dict[str, Any], field: str) -> None:
+    """With the field and the fix; nobody listens without a token by accident."""
+    with pytest.raises(ConfigurationError) as caught:
+        ReceiverOptions(**options)
+    assert caught.value.field == field
+    assert "correct" not in str(caught.value)
+
+
+def test_tokens_of_no_use_are_refused(tmp_path: Path) -> None:
+    """A file that is missing or empty would let nobody in, or everybody."""
+    with pytest.raises(ConfigurationError, match="No such file"):
+        Tokens(tmp_path / "none")
+    (tmp_path / "empty").write_text("\n \n", encoding="utf-8")
+    with pytest.raises(ConfigurationError, match="no token"):
+        Tokens(tmp_path / "empty")
+    assert not Tokens(token="")
+    assert "secret" not in repr(ReceiverOptions(token="secret"))
+
+
+# --- fuzz ------------------------------------------------------------------------------------------------------------
+
+text = st.text(max_size=8)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | text,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3),
+    max_leaves=6,
+)
+PATHS = [
+    (),
+    ("alerts",),
+    ("alerts", 0),
+    *(("alerts", 0, key) for key in ("labels", "status", "startsAt", "fingerprint")),
+]
+KEYS = ("version", "alerts", "truncatedAlerts", "groupKey", "status", "labels", "annotations", "startsAt", "endsAt",
+        "fingerprint", "program", "dspy_action", "environment", "alertname")  # fmt: skip
+
+
+@st.composite
+def broken_bodies(draw: st.DrawFn) -> bytes:
+    """A delivery that is damaged in one place; or bytes of any kind."""
+    if draw(st.booleans()):
+        return draw(st.binary(max_size=60))
+    body: Any = sample_alert("qa", "v3")
+    place = draw(st.sampled_from(PATHS))
+    spot = body
+    for step in place[:-1]:
+        spot = spot[step]
+    value = draw(values)
+    if place and draw(st.booleans()):
+        spot[place[-1]] = value
+    elif isinstance(target := spot[place[-1]] if place else body, dict):
+        target[draw(st.sampled_from(KEYS) | text)] = value
+    return json.dumps(body).encode()
+
+
+@pytest.fixture
+def memory() -> Iterator[SignatureRegistry]:
+    """The same registry on a disk that need not spin, as thousands of bodies are right ones and are stored."""
+    shm = Path("/dev/shm")
+    with (
+        tempfile.TemporaryDirectory(dir=shm if shm.is_dir() else None) as folder,
+        SignatureRegistry(f"sqlite:///{folder}/registry.db") as made,
+    ):
+        fill(made, "v1", "v2", "v3")
+        yield made
+
+
+@pytest.mark.slow
+def test_10_000_broken_bodies_get_no_5xx(memory: SignatureRegistry) -> None:
+    """Each is taken, or refused as what it is; nothing moves in a dry run."""
+    options = ReceiverOptions(insecure=True, mode="dry-run", metrics=Metrics(collector_registry=CollectorRegistry()))
+    app = create_app(memory, options)
+    loop = asyncio.new_event_loop()
+    seen: dict[int, int] = {}
+    scope = {"type": "http", "method": "POST", "path": "/api/v1/alerts", "headers": [], "query_string": b""}
+
+    async def post(body: bytes) -> int:
+        status = []
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def send(message: Any) -> None:
+            status.append(message.get("status"))
+
+        await app(dict(scope), receive, send)
+        return int(status[0])
+
+    @settings(max_examples=10_000, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @given(broken_bodies())
+    def run(body: bytes) -> None:
+        status = loop.run_until_complete(post(body))
+        seen[status] = seen.get(status, 0) + 1
+        assert status in (200, 400)
+
+    try:
+        run()
+    finally:
+        loop.run_until_complete(_shut(app))
+        loop.close()
+    assert seen[400] > 1000
+    assert seen[200] > 10
+    assert deployed(memory) == "v3"
+
+
+async def _shut(app: Any) -> None:
+    async with app.router.lifespan_context(app):
+        pass
