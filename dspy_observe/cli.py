@@ -20,6 +20,7 @@ from dspy_observe import (
     cli_canary,
     cli_dashboards,
     cli_decisions,
+    cli_doctor,
     cli_gate,
     cli_registry,
     cli_rollout,
@@ -43,6 +44,7 @@ app.add_typer(cli_cache.app, name="cache")
 app.add_typer(cli_decisions.app, name="decisions")
 app.command()(cli_gate.gate)
 app.command()(cli_serve.serve)
+app.command()(cli_doctor.doctor)
 app.command()(cli_canary.canary)
 
 

@@ -333,6 +333,8 @@ is held because fresh errors are few."""
 ALERT_SIGNAL_ERRORS: Final = "errors"
 DOCTOR_ALERT: Final = "DSPyDoctor"
 """Name of the alert that ``dspy-observe doctor`` sends."""
+DOCTOR_RUN: Final = "doctor_run"
+"""Its label that tells one run from another."""
 
 # --- log lines -------------------------------------------------------------------------------------------------------
 

@@ -25,7 +25,6 @@ import random
 import re
 import sys
 import tempfile
-import threading
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,10 +33,8 @@ import dspy
 
 import dspy_observe
 from dspy_observe.openai_server import ChatRequest, OpenAIServer
-from dspy_observe.readers import Reader
-from dspy_observe.records import Score
 from dspy_observe.registry import SignatureRegistry
-from dspy_observe.rollback.statistics import Evidence, Observation, Scene
+from dspy_observe.rollback.monitor import Monitor, MonitorOptions
 from dspy_observe.serving.routing import Router
 
 NAME = "ticket-router"
@@ -67,45 +64,6 @@ class TicketRouter(dspy.Module):
     def forward(self, ticket: str) -> dspy.Prediction:
         """Choose the department."""
         return self.route(ticket=ticket)
-
-
-class Judge(Reader):
-    """Weighs the users' scores: sequential tests of the candidate against what answers beside it.
-
-    Args:
-        registry: Knows which version is which.
-    """
-
-    kinds = frozenset()  # it reads scores, not calls
-
-    def __init__(self, registry: SignatureRegistry) -> None:
-        self._registry = registry
-        self._evidence = Evidence()
-        self._hashes: dict[str, str] = {}
-        self._lock = threading.Lock()
-
-    def scored(self, score: Score) -> None:
-        """Take in one score."""
-        if score.version is not None:
-            seen = Observation(
-                self._hash(score.version), score.version, score.role, score.source, score.value, score.at
-            )
-            with self._lock:
-                self._evidence.fold([seen], self._scene(score.at))
-
-    def verdict(self, program: str, version: str) -> str:  # noqa: ARG002 - what a router asks
-        """What the scores say of a version so far."""
-        with self._lock:
-            return str(self._evidence.verdict(self._hash(version), self._scene(0.0)).verdict)
-
-    def _scene(self, now: float) -> Scene:
-        pointer = self._registry.pointer(NAME)
-        return Scene(now, pointer.version_hash if pointer is not None else None, least=30)
-
-    def _hash(self, version: str) -> str:
-        if version not in self._hashes:
-            self._hashes[version] = self._registry.get_version(NAME, version).version_hash
-        return self._hashes[version]
 
 
 class Users:
@@ -169,8 +127,8 @@ def run(registry: SignatureRegistry, options: argparse.Namespace) -> None:
         program.route.signature = program.route.signature.with_instructions(instructions)
         registry.register_program(NAME, program, version=version, factory=TicketRouter)
     registry.deploy_version(NAME, "v1", reason="first release")
-    judge = Judge(registry)
     metrics = dspy_observe.Metrics(port=options.metrics_port)
+    judge = Monitor(registry, NAME, options=MonitorOptions(min_scores=30, flush_s=0.2), metrics=metrics)
     rollout = {
         "steps": STEPS,
         "min_samples": options.min_samples,
@@ -178,7 +136,7 @@ def run(registry: SignatureRegistry, options: argparse.Namespace) -> None:
         "verdicts": judge,
         "refresh_s": 0.2,
     }
-    with dspy_observe.configure(registry=registry, metrics=metrics, logs=False, extra=[judge]) as observer:
+    with judge, dspy_observe.configure(registry=registry, metrics=metrics, logs=False, extra=[judge]) as observer:
         for candidate in ("v2", "v3"):
             print(f"\n{candidate}: {INSTRUCTIONS[candidate]!r}")
             with Router(registry, NAME, TicketRouter, candidate, metrics=metrics, **rollout) as router:

@@ -202,8 +202,6 @@ def test_commands_of_the_runbook_exist() -> None:
     for command in pasted:
         words = command.split()
         group = tree.commands.get(words[0])  # type: ignore[attr-defined]
-        if group is None and words[0] in ("decisions", "doctor"):
-            continue  # they come with the receiver
         assert group is not None, command
         verbs = getattr(group, "commands", None)
         assert verbs is None or words[1] in verbs, command

@@ -320,12 +320,14 @@ class Monitor(Reader):
 
     def close(self) -> None:
         """Fold what waits, and stop. Closing twice does nothing; scores that come later wait for a flush."""
+        closed_before = self._stop.is_set()
         self._stop.set()
         self._work.set()
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join()
-        self.flush()
+        if self._waiting or not closed_before:  # at the interpreter's end the registry may be gone
+            self.flush()
 
     def __enter__(self) -> Self:
         return self

@@ -555,6 +555,22 @@ def test_scores_wait_while_the_registry_is_away(
 
 
 @pytest.mark.parametrize("location", ["sqlite"], indirect=True)
+def test_closing_again_asks_nothing_of_a_registry_that_is_gone(
+    registry: SignatureRegistry, watch: Watch, give: Give, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the interpreter's end it is closed once more; a version that regressed is not asked about then."""
+    monkeypatch.delenv("DSPY_OBSERVE_STRICT", raising=False)
+    registry.set_mode("qa", "off")
+    monitor = watch(registry)
+    feed(monitor, give("v2", 0.4, 150))
+    monitor.close()
+    before = safety.counts()
+    registry.close()
+    monkeypatch.setattr(registry, "fold_evidence", None)
+    monitor.close()
+    assert safety.counts() == before
+
+
 def test_a_queue_that_is_full_gives_up_the_oldest(registry: SignatureRegistry, watch: Watch, give: Give) -> None:
     """Memory is bounded whatever happens to the registry, and what is lost is counted."""
     monitor = watch(registry, max_waiting=50)
