@@ -13,8 +13,8 @@ MIN_PYTHON := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	"$$p" -c '$(MIN_PYTHON)' 2>/dev/null && echo "$$p" && break; done)
 # Debian's packages, by the programs that show they are there.
-SERVER_PROGRAMS := prometheus promtool prometheus-alertmanager amtool pg_ctlcluster
-SERVER_PACKAGES := prometheus prometheus-alertmanager postgresql
+SERVER_PROGRAMS := prometheus promtool prometheus-alertmanager amtool pg_ctlcluster redis-server
+SERVER_PACKAGES := prometheus prometheus-alertmanager postgresql redis-server
 
 # Phoenix pins other versions than we do, so it lives apart, and where every checkout finds it. 850 MB.
 PHOENIX := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dspy-observe/phoenix
@@ -61,7 +61,7 @@ $(BIN)/python:
 	"$(PYTHON)" -m venv $(VENV)
 
 # Only the programs are wanted: policy-rc.d keeps Debian from starting services, and is taken away again.
-servers:  ## install Debian's Prometheus, Alertmanager and PostgreSQL where they are missing
+servers:  ## install Debian's Prometheus, Alertmanager, PostgreSQL and Redis where they are missing
 	@missing=; for p in $(SERVER_PROGRAMS); do command -v "$$p" >/dev/null || missing="$$missing $$p"; done; \
 	if [ -z "$$missing" ]; then exit 0; fi; \
 	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \

@@ -4,8 +4,9 @@
 the one given as ``collector_registry``) the way the application already does.
 
 **Several worker processes** (gunicorn, ``uvicorn --workers``). Set ``PROMETHEUS_MULTIPROC_DIR`` to an empty directory
-before Python starts, and serve :func:`render` from any worker: it adds up all of them. Call
-:func:`worker_exited` when a worker ends (gunicorn's ``child_exit``), so that its gauges go. A ``port`` of ours is taken
+before Python starts, and serve :func:`render` from any worker: it adds up all of them, and drops the gauges of workers
+that were killed. Call :func:`worker_exited` when a worker ends (gunicorn's ``child_exit``), so that its gauges go at
+once. A ``port`` of ours is taken
 by the first worker that asks; it answers for all, the others go on without one.
 https://prometheus.github.io/client_python/multiprocess/
 """
@@ -21,6 +22,7 @@ from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Final
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, start_http_server
@@ -362,5 +364,24 @@ def _exposed(registry: CollectorRegistry | None) -> CollectorRegistry:
     if not multiprocess():
         return registry or REGISTRY
     merged = CollectorRegistry()
-    MultiProcessCollector(merged)  # type: ignore[no-untyped-call]
+    pages = MultiProcessCollector(merged)  # type: ignore[no-untyped-call]
+    _forget_dead_workers(pages._path)
     return merged
+
+
+def _forget_dead_workers(folder: str) -> None:
+    """Drop the gauges of workers that were killed: nobody called :func:`worker_exited` for them."""
+    for path in Path(folder).glob("gauge_live*_*.db"):
+        pid = path.stem.rpartition("_")[2]
+        if pid.isdecimal() and not _alive(int(pid)):
+            worker_exited(int(pid))
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it lives, and is another user's
+        return True
+    return True

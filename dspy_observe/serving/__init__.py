@@ -1,4 +1,4 @@
-"""Programs in production: following the deployed version, splitting traffic, falling back to another model.
+"""Programs in production: the deployed version, splitting traffic, a second model, budgets of users, estimates.
 
 Names are loaded when they are first used.
 """
@@ -9,7 +9,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dspy_observe.serving.breaker import Breaker as Breaker
+    from dspy_observe.serving.budgets import BudgetExceededError as BudgetExceededError
+    from dspy_observe.serving.budgets import UserBudgets as UserBudgets
     from dspy_observe.serving.errors import NotDeployedError as NotDeployedError
+    from dspy_observe.serving.estimate import PredictorEstimate as PredictorEstimate
+    from dspy_observe.serving.estimate import TokenEstimate as TokenEstimate
+    from dspy_observe.serving.estimate import estimate_tokens as estimate_tokens
+    from dspy_observe.serving.fallback import TRANSIENT as TRANSIENT
+    from dspy_observe.serving.fallback import AttemptTimeoutError as AttemptTimeoutError
+    from dspy_observe.serving.fallback import FallbackLM as FallbackLM
     from dspy_observe.serving.live import LiveProgram as LiveProgram
     from dspy_observe.serving.live import LiveStatus as LiveStatus
     from dspy_observe.serving.loading import Serving as Serving
@@ -20,13 +29,22 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Assignment": "splitting",
+    "AttemptTimeoutError": "fallback",
+    "Breaker": "breaker",
+    "BudgetExceededError": "budgets",
+    "FallbackLM": "fallback",
     "LiveProgram": "live",
     "LiveStatus": "live",
     "NotDeployedError": "errors",
+    "PredictorEstimate": "estimate",
     "Router": "routing",
     "RouterStatus": "routing",
     "Serving": "loading",
     "Shadow": "shadowing",
+    "TRANSIENT": "fallback",
+    "TokenEstimate": "estimate",
+    "UserBudgets": "budgets",
+    "estimate_tokens": "estimate",
 }
 
 __all__ = list(_HOMES)

@@ -1,0 +1,1 @@
+"""A DSPy program as an HTTP service; ``serve.py`` starts it."""

@@ -1,0 +1,331 @@
+"""``examples/service`` as it is started: two workers, Redis, a registry and a provider that can fail."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from dspy_observe.demo.model import StandIn
+from dspy_observe.openai_server import ChatRequest, Failure, OpenAIServer, Reply
+from dspy_observe.registry import SignatureRegistry
+from tests.servers import free_port, needs, wait_until
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
+ROOT = Path(__file__).parents[2]
+NAME = "facts-service"
+QUESTION = "Who discovered penicillin?"
+CLIENTS = 200
+
+
+class Provider:
+    """The stand-in model, and what befalls it."""
+
+    def __init__(self) -> None:
+        self._model = StandIn(pace=0)
+        self.trouble: str | None = None
+
+    def __call__(self, request: ChatRequest) -> Reply | Failure:
+        """Answer, or fail as ``trouble`` says."""
+        match self.trouble:
+            case "down":
+                return Failure.server_error()
+            case "storm":
+                return Failure.rate_limited()
+            case "malformed":
+                return Reply(text="Sure!")
+            case "slow":
+                answer = self._model(request)
+                assert isinstance(answer, Reply)
+                return Reply(text=answer.text, delay_s=6.0)
+            case _:
+                return self._model(request)
+
+
+class Redis:
+    """Debian's Redis on a free port."""
+
+    def __init__(self, folder: Path) -> None:
+        needs("redis-server")
+        self.port = free_port()
+        self._folder = folder
+        self.start()
+
+    def start(self) -> None:
+        """Start it, on the same port as before."""
+        self._process = subprocess.Popen(
+            ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self._folder)],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    def stop(self) -> None:
+        """End it, with what it holds."""
+        self._process.kill()
+        self._process.wait()
+
+
+class Service:
+    """The service as a process group of its own."""
+
+    def __init__(self, folder: Path, provider: OpenAIServer, redis: Redis, **variables: str) -> None:
+        self.folder = folder
+        self.url = f"http://127.0.0.1:{free_port()}"
+        self._log = folder / "service.log"
+        environment = {
+            **os.environ, "PYTHONPATH": str(ROOT), "DSPY_CACHEDIR": str(folder / "cache"),
+            "DSPY_OBSERVE_REGISTRY": str(folder / "registry"), "DSPY_OBSERVE_STRICT": "0",
+            "SERVICE_MODEL_URL": provider.base_url, "SERVICE_REDIS_URL": f"redis://127.0.0.1:{redis.port}/0",
+            "SERVICE_ADMIN_TOKEN": "of-the-test", "SERVICE_REFRESH_S": "0.5", "SERVICE_STALE_LIMIT_S": "3",
+            "SERVICE_REQUESTS_PER_S": "1000", "SERVICE_ANSWER_TIMEOUT_S": "4", "SERVICE_OPEN_S": "1",
+            "SERVICE_FAILURES_TO_OPEN": "5",
+            # A collector that is gone: nobody listens there.
+            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{free_port()}", **variables,
+        }  # fmt: skip
+        environment.pop("PROMETHEUS_MULTIPROC_DIR", None)
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, str(ROOT / "examples/service/serve.py"), "--port", self.url.rpartition(":")[2]],
+                env=environment, cwd=folder, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+        self.ready()
+
+    def ready(self) -> None:
+        """Wait until both workers have said that they are warm."""
+        wait_until(lambda: self.get("/readyz").status_code == 200, f"service: {self.log[-2000:]}", 60)
+
+    @property
+    def log(self) -> str:
+        """What it wrote."""
+        return self._log.read_text(encoding="utf-8", errors="replace")
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        """One request; nobody there is an ``OSError``, as for other servers."""
+        return self._ask("GET", path, **options)
+
+    def post(self, path: str, **options: Any) -> httpx.Response:
+        """One request."""
+        return self._ask("POST", path, **options)
+
+    def _ask(self, method: str, path: str, **options: Any) -> httpx.Response:
+        try:
+            return httpx.request(method, self.url + path, timeout=20, **options)
+        except httpx.TransportError as error:
+            raise OSError(str(error)) from error
+
+    def ask(self, question: str = QUESTION) -> httpx.Response:
+        """A question."""
+        return self.post("/ask", json={"question": question})
+
+    def counted(self, name: str, *matchers: str) -> float:
+        """The sum of the series of a metric that hold all matchers."""
+        lines = [line for line in self.get("/metrics").text.splitlines() if line.startswith(name + "{")]
+        return sum(float(line.rpartition(" ")[2]) for line in lines if all(one in line for one in matchers))
+
+    def workers(self) -> list[int]:
+        """Process ids of the workers."""
+        found = re.findall(r"Started server process \[(\d+)\]", self.log)
+        return [int(pid) for pid in found if Path(f"/proc/{pid}").exists()]
+
+    def end(self) -> None:
+        """End all of it."""
+        os.killpg(self.process.pid, signal.SIGTERM)
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def provider() -> Provider:
+    """The provider's behaviour; a test that changes it puts it back."""
+    return Provider()
+
+
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
+    """A Redis."""
+    running = Redis(tmp_path_factory.mktemp("redis"))
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory, provider: Provider, redis: Redis) -> Iterator[Service]:
+    """The service, ready; it has to survive every test, so one serves them all."""
+    with OpenAIServer(provider) as server:
+        running = Service(tmp_path_factory.mktemp("service"), server, redis)
+        try:
+            yield running
+        finally:
+            running.end()
+
+
+def test_two_hundred_clients_get_answers_and_every_one_is_counted_once(service: Service) -> None:
+    """No request fails, and the page of both workers counts exactly the runs that there were."""
+    before = service.counted("dspy_program_duration_seconds_count", 'role="stable"')
+    failed = service.counted("dspy_program_duration_seconds_count", 'status="error"')
+
+    async def client(number: int, session: httpx.AsyncClient) -> tuple[int, bool]:
+        reply = await session.post("/ask", json={"question": f"{QUESTION} Asked by number {number}."})
+        return reply.status_code, reply.json()["kept"]
+
+    async def all_at_once() -> list[tuple[int, bool]]:
+        limits = httpx.Limits(max_connections=CLIENTS)
+        async with httpx.AsyncClient(base_url=service.url, timeout=60, limits=limits) as session:
+            return await asyncio.gather(*(client(number, session) for number in range(CLIENTS)))
+
+    began = time.perf_counter()
+    replies = asyncio.run(all_at_once())
+    took_s = time.perf_counter() - began
+    assert Counter(replies) == {(200, False): CLIENTS}
+    print(f"{CLIENTS} clients at once: all answered in {took_s:.1f} s, {CLIENTS / took_s:.0f} requests/s")  # noqa: T201 - the figure that examples/README.md quotes
+
+    def runs() -> float:
+        return service.counted("dspy_program_duration_seconds_count", 'role="stable"') - before
+
+    wait_until(lambda: runs() >= CLIENTS, "count of every run")
+    assert runs() == CLIENTS
+    assert service.counted("dspy_program_duration_seconds_count", 'status="error"') == failed
+
+
+def test_streams_feedback_ids_and_tokens(service: Service) -> None:
+    """A stream tells the answer piece by piece, its reference takes a score, ids come back, and /admin is guarded."""
+    with httpx.stream("POST", service.url + "/ask/stream", json={"question": QUESTION}, timeout=20) as reply:
+        events = [part.split("\ndata: ") for part in reply.read().decode().strip().split("\n\n")]
+    kinds = [kind.removeprefix("event: ") for kind, _ in events]
+    assert kinds == ["chunk"] * (len(kinds) - 1) + ["answer"]
+    final = json.loads(events[-1][1])
+    assert "".join(json.loads(data)["text"] for kind, data in events[:-1]).strip() == final["answer"]
+    given = {"call_ref": final["call_ref"], "score": 1.0, "score_id": "one"}
+    assert service.post("/feedback", json=given).json() == {"booked": True}
+    wait_until(lambda: service.counted("dspy_score_count", 'version="v1"') == 1, "score")
+    assert service.post("/feedback", json={"call_ref": "nonsense", "score": 1}).status_code == 422
+    assert service.post("/feedback", json={"call_ref": final["call_ref"], "score": 7}).status_code == 422
+    assert service.get("/healthz", headers={"x-request-id": "mine-1"}).headers["x-request-id"] == "mine-1"
+    forged = service.get("/healthz", headers={"x-request-id": "a b\\n"}).headers["x-request-id"]
+    assert re.fullmatch("[0-9a-f]{32}", forged)
+    for token in ("", "Bearer wrong"):
+        assert service.post("/admin/rollback", headers={"authorization": token}).status_code == 401
+    good = {"authorization": "Bearer of-the-test"}
+    assert service.post("/admin/rollback", headers=good).status_code == 409, "there is no version before"
+    assert service.post("/admin/reload", headers=good).json() == {"changed": False, "version": "v1"}
+
+
+def test_a_rollback_reaches_every_worker_and_no_kept_answer_of_the_bad_version(service: Service) -> None:
+    """What one version answered is not served as another's, and after the rollback both workers are back."""
+    first = service.ask().json()
+    assert (first["version"], first["kept"]) == ("v1", False)
+    wait_until(lambda: service.ask().json()["kept"], "answer that was kept")
+    with SignatureRegistry(service.folder / "registry") as registry:
+        program = registry.load_program(NAME, _factory())
+        predictor = program.quick.predict
+        predictor.signature = predictor.signature.with_instructions("Answer the question. Be brief.")
+        registry.register_program(NAME, program, version="v2")
+        registry.deploy_version(NAME, "v2")
+        for version in ("v2", "v1"):
+            if version == "v1":
+                reply = service.post("/admin/rollback", headers={"authorization": "Bearer of-the-test"})
+                assert reply.json() == {"version": "v1"}
+            # A new connection each time, so that both workers are asked.
+            wait_until(
+                lambda version=version: {service.ask().json()["version"] for _ in range(12)} == {version}, version, 20
+            )
+        assert registry.get_version(NAME, "v2").quarantined is not None
+
+
+def _factory() -> Any:
+    sys.path.insert(0, str(ROOT / "examples"))
+    try:
+        from service.program import factory
+    finally:
+        sys.path.pop(0)
+    return factory
+
+
+def test_a_killed_worker_loses_at_most_what_it_was_doing(service: Service) -> None:
+    """Under load one worker is killed: at most its requests in flight fail, another takes its place."""
+    (victim, *_) = service.workers()
+    at_once, failures, answered = 8, Counter[str](), Counter[int]()
+
+    async def client(number: int, stop: asyncio.Event) -> None:
+        async with httpx.AsyncClient(base_url=service.url, timeout=20) as session:
+            turn = 0
+            while not stop.is_set():
+                turn += 1
+                try:
+                    reply = await session.post("/ask", json={"question": f"{QUESTION} {number}/{turn}"})
+                    answered[reply.status_code] += 1
+                except httpx.TransportError as error:
+                    failures[type(error).__name__] += 1
+
+    async def under_load() -> None:
+        stop = asyncio.Event()
+        clients = [asyncio.create_task(client(number, stop)) for number in range(at_once)]
+        while answered[200] < 20:  # noqa: ASYNC110 - counted by many tasks
+            await asyncio.sleep(0.02)
+        os.kill(victim, signal.SIGKILL)
+        seen = answered[200]
+        while answered[200] < seen + 60:  # noqa: ASYNC110 - counted by many tasks
+            await asyncio.sleep(0.02)
+        stop.set()
+        await asyncio.gather(*clients)
+
+    asyncio.run(asyncio.wait_for(under_load(), 60))
+    assert set(answered) == {200}
+    assert failures.total() <= at_once, "a client has one request under way"
+    wait_until(lambda: len(set(service.workers()) - {victim}) >= 2, "new worker", 40)
+    service.ready()
+    wait_until(lambda: service.counted("dspy_in_flight_calls") == 0, "gauges of the dead worker to go")
+
+
+@pytest.mark.parametrize(
+    ("trouble", "statuses"), [("down", {503}), ("storm", {503}), ("slow", {503, 504}), ("malformed", {502})]
+)
+def test_a_failing_provider_is_told_and_recovered_from(
+    service: Service, provider: Provider, trouble: str, statuses: set[int]
+) -> None:
+    """Each failure of the provider is a status that a caller can act on; afterwards answers come by themselves."""
+    provider.trouble = trouble
+    seen = set()
+    for number in range(2 if trouble == "slow" else 12):
+        reply = service.ask(f"{QUESTION} {trouble} {number}")
+        seen.add(reply.status_code)
+        if reply.status_code in (503, 504):
+            assert int(reply.headers["retry-after"]) >= 1
+    assert seen <= statuses, seen
+    assert service.get("/healthz").status_code == 200
+    provider.trouble = None
+    wait_until(lambda: service.ask(f"{QUESTION} after {trouble}").status_code == 200, "recovery", 20)
+
+
+def test_answers_go_on_without_redis_and_registry_and_readiness_says_so(service: Service, redis: Redis) -> None:
+    """Without Redis nothing is kept; without the registry it serves on, says that it is not ready, and comes back."""
+    redis.stop()
+    assert service.ask("What is the symbol of gold?").status_code == 200
+    redis.start()
+    wait_until(lambda: service.ask("What is the symbol of gold?").json()["kept"], "kept answers again", 30)
+    place, away = service.folder / "registry", service.folder / "away"
+    place.rename(away)
+    wait_until(lambda: service.get("/readyz").status_code == 503, "staleness", 30)
+    assert service.ask("Which planet is the largest?").status_code == 200
+    assert service.get("/healthz").status_code == 200
+    reload = service.post("/admin/reload", headers={"authorization": "Bearer of-the-test"})
+    assert reload.status_code == 503
+    away.rename(place)
+    wait_until(lambda: {service.get("/readyz").status_code for _ in range(8)} == {200}, "readiness", 30)
