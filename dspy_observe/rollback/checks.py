@@ -108,6 +108,8 @@ class Site:
         except httpx.TimeoutException:
             raise SiteError("no answer in time") from None
         except httpx.HTTPError as error:
+            if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                raise SiteError("its certificate is not trusted; set SSL_CERT_FILE to its authority's") from None
             raise SiteError(f"{type(error).__name__}: {error}"[:_QUOTED]) from None
 
     def json(self, path: str, **parameters: str) -> Any:

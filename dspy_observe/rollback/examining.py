@@ -179,7 +179,7 @@ def _route(
     )
     if not ours:
         where = ", ".join(receivers_of(config, labels)) or "nobody"
-        posted = ", ".join(str(one.url) for one in hooks)
+        posted = ", ".join(_shown(one) for one in hooks)
         found = f"alerts that ask for a rollback go to {where}, " + (
             f"who posts them to {posted}, which is no {ALERTS_PATH}" if posted else "who has no webhook"
         )
@@ -189,13 +189,20 @@ def _route(
         return fine(
             part, name, f"they go to the webhook of {ours[0].receiver}, whose address Alertmanager keeps secret"
         )
-    words = f"they are posted to {', '.join(str(one.url) for one in shown)}"
+    words = f"they are posted to {', '.join(_shown(one) for one in shown)}"
     if receiver_url is None or any(_place(str(one.url)) == _place(receiver_url) for one in shown):
         return fine(part, name, words)
     words += f", while this command knows the receiver as {receiver_url}"
     return warning(
         part, name, words, "If both are the same one, behind a proxy or in a container, all is well. " + mend
     )
+
+
+def _shown(hook: Webhook) -> str:
+    """Its address without credentials."""
+    if hook.url is None:
+        return "an address that Alertmanager keeps secret"
+    return str(httpx.URL(hook.url).copy_with(userinfo=b"", query=None))
 
 
 def _path(url: str) -> str:

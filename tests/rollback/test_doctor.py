@@ -87,20 +87,23 @@ class World:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """One for all tests, as nothing that they do breaks it."""
+    """Rules and routes as they are generated. One for all tests, as nothing that they do breaks it."""
     folder = tmp_path_factory.mktemp("world")
     location = f"sqlite:///{folder / 'registry.db'}"
     fill(location)
     token_file = folder / "token"
     token_file.write_text(TOKEN + "\n", encoding="utf-8")
-    rules = []
-    for name in ("rules.yml", "alerts.yml"):
-        rules.append(folder / name)
-        rules[-1].write_text(
-            generate(DashboardOptions(evaluation_interval_s=1))[f"prometheus/{name}"], encoding="utf-8"
-        )
     with receiving(location, "--token-file", str(token_file)) as receiver:
-        config = rollback_config(f"{receiver}/api/v1/alerts", token_file=token_file)
+        made = generate(
+            DashboardOptions(
+                evaluation_interval_s=1, group_interval_s=1, receiver_target=receiver.removeprefix("http://"),
+                receiver_token_file=str(token_file),
+            )
+        )  # fmt: skip
+        config = yaml.safe_load(made["alertmanager/alertmanager.yml"])
+        rules = [folder / "rules.yml", folder / "alerts.yml"]
+        for file in rules:
+            file.write_text(made[f"prometheus/{file.name}"], encoding="utf-8")
         with (
             Alertmanager(folder / "am", config) as alertmanager,
             Prometheus(
@@ -239,7 +242,8 @@ def test_an_alertmanager_that_shows_no_token_is_found(world: World, tmp_path: Pa
 @pytest.mark.parametrize("how", ["no route", "another path"])
 def test_a_missing_route_is_found(world: World, tmp_path: Path, how: str) -> None:
     """Alerts go to people only, or to another path than the receiver's; both are told with the matcher that lacks."""
-    config: dict[str, Any] = rollback_config(f"{world.receiver}/hook", token_file=world.token_file)
+    astray_url = f"{world.receiver.replace('//', '//ada:secret@')}/hook?key=secret"
+    config: dict[str, Any] = rollback_config(astray_url, token_file=world.token_file)
     if how == "no route":
         config = {"route": {"receiver": "people"}, "receivers": [{"name": "people"}]}
     with Alertmanager(tmp_path / "am", config) as astray:
@@ -248,6 +252,7 @@ def test_a_missing_route_is_found(world: World, tmp_path: Path, how: str) -> Non
     told = one(report, "alertmanager", "route")
     assert told["state"] == "broken"
     assert ("who has no webhook" if how == "no route" else "which is no /api/v1/alerts") in told["found"]
+    assert "secret" not in told["found"]
     assert 'dspy_action="rollback"' in told["mend"]
     assert f"{world.receiver}/api/v1/alerts" in told["mend"]
     assert states(report)["alertmanager", "watchdog route"] == "warning"
