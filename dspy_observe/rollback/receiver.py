@@ -171,7 +171,7 @@ class _Receiver:
     def _guarded(self, inner: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
         async def endpoint(request: Request) -> Response:
             header = request.headers.get("authorization")
-            if not self._options.insecure and not await self._look(self._tokens.accept, header):
+            if not self._options.insecure and not self._tokens.accept(header):
                 reply: Response = _error(401, "a bearer token is needed", {"WWW-Authenticate": "Bearer"})
             else:
                 reply = await inner(request)

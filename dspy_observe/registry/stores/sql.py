@@ -16,14 +16,17 @@ import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import (
     Connection,
     Engine,
+    Integer,
     Select,
     Table,
+    bindparam,
     create_engine,
     delete,
     event,
@@ -65,6 +68,7 @@ from dspy_observe.registry.values import canonical
 __all__ = ["SqlStore"]
 
 R = TypeVar("R", bound=Record)
+_Query = tuple[Select[Any], Mapping[str, Any]]
 
 _LOCK: Final = "dspy_observe"
 _CONNECT_TIMEOUT_S: Final = 5
@@ -338,6 +342,38 @@ def _forget_connections(engine: Engine) -> Any:
     return forget
 
 
+# Building a statement costs more than SQLite takes to answer it, so each is built once.
+
+
+@cache
+def _bodies_of(table: Table, columns: tuple[str, ...], order: str | None, limited: bool) -> Select[Any]:
+    query = select(table.c.body).where(table.c.name == bindparam("name_"))
+    for column in columns:
+        query = query.where(table.c[column] == bindparam(f"{column}_"))
+    if order is not None:
+        by = table.c[order.removeprefix("-")]
+        query = query.order_by(by.desc() if order.startswith("-") else by)
+    return query.limit(bindparam("limit_", type_=Integer)) if limited else query
+
+
+@cache
+def _one_of(table: Table, column: str) -> Select[Any]:
+    return select(table.c[column]).where(table.c.name == bindparam("name_")).limit(1)
+
+
+@cache
+def _highest_of(table: Table) -> Select[Any]:
+    return select(func.max(table.c.ordinal)).where(table.c.name == bindparam("name_"))
+
+
+_BY_HASH: Final = (
+    select(schema.versions.c.body)
+    .where(schema.versions.c.name == bindparam("name_"))
+    .where(schema.versions.c.hash >= bindparam("low"), schema.versions.c.hash <= bindparam("high"))
+    .limit(2)
+)
+
+
 class SqlView:
     """A signature in one transaction."""
 
@@ -371,7 +407,7 @@ class SqlView:
 
     def versions(self) -> Sequence[StoredVersion]:
         """Oldest first."""
-        return self._many(StoredVersion, self._bodies(schema.versions).order_by(schema.versions.c.sequence))
+        return self._many(StoredVersion, self._bodies(schema.versions, order="sequence"))
 
     def version(self, version: str) -> StoredVersion | None:
         """By display name."""
@@ -379,10 +415,7 @@ class SqlView:
 
     def by_hash(self, prefix: str) -> StoredVersion | None:
         """By hash or its beginning."""
-        table = schema.versions
-        found = self._many(
-            StoredVersion, self._bodies(table).where(table.c.hash >= prefix, table.c.hash <= prefix + "g").limit(2)
-        )
+        found = self._many(StoredVersion, (_BY_HASH, {"name_": self._name, "low": prefix, "high": prefix + "g"}))
         return found[0] if len(found) == 1 else None
 
     def pointer(self, environment: str) -> Pointer | None:
@@ -395,18 +428,18 @@ class SqlView:
 
     def deployments(self, environment: str | None = None) -> Sequence[Deployment]:
         """Oldest first."""
-        wanted = {} if environment is None else {"environment": environment}
+        wanted: dict[str, Any] = {} if environment is None else {"environment": environment}
         table = schema.deployments
-        return self._many(Deployment, self._bodies(table, **wanted).order_by(table.c.ordinal))
+        return self._many(Deployment, self._bodies(table, order="ordinal", **wanted))
 
     def scores(self, version_hash: str | None = None) -> Sequence[Score]:
         """Oldest first."""
-        wanted = {} if version_hash is None else {"hash": version_hash}
-        return self._many(Score, self._bodies(schema.scores, **wanted).order_by(schema.scores.c.ordinal))
+        wanted: dict[str, Any] = {} if version_hash is None else {"hash": version_hash}
+        return self._many(Score, self._bodies(schema.scores, order="ordinal", **wanted))
 
     def last_score(self, version_hash: str) -> Score | None:
         """Latest of one version."""
-        latest = self._bodies(schema.scores, hash=version_hash).order_by(schema.scores.c.ordinal.desc()).limit(1)
+        latest = self._bodies(schema.scores, order="-ordinal", limit=1, hash=version_hash)
         return self._first(Score, latest)
 
     def last_scores(self) -> Mapping[str, Score]:
@@ -416,7 +449,7 @@ class SqlView:
     def marks(self, kind: str) -> Sequence[Mark]:
         """Of one kind."""
         table = schema.aliases_and_marks
-        return self._many(Mark, self._bodies(table, kind=kind).order_by(table.c.ordinal))
+        return self._many(Mark, self._bodies(table, order="ordinal", kind=kind))
 
     def mark(self, kind: str, key: str) -> Mark | None:
         """One."""
@@ -424,16 +457,15 @@ class SqlView:
 
     def decisions(self, environment: str | None = None, limit: int | None = None) -> Sequence[Decision]:
         """Oldest first."""
-        wanted = {} if environment is None else {"environment": environment}
+        wanted: dict[str, Any] = {} if environment is None else {"environment": environment}
         table = schema.decisions
-        latest = self._bodies(table, **wanted).order_by(table.c.ordinal.desc()).limit(limit)
+        latest = self._bodies(table, order="-ordinal", limit=limit, **wanted)
         return self._many(Decision, latest)[::-1]
 
     def rollbacks(self, environment: str, limit: int) -> Sequence[Decision]:
         """By the column that only they have set."""
-        table = schema.decisions
-        latest = self._bodies(table, environment=environment).where(table.c.applied == 1)
-        return self._many(Decision, latest.order_by(table.c.ordinal.desc()).limit(limit))[::-1]
+        latest = self._bodies(schema.decisions, order="-ordinal", limit=limit, environment=environment, applied=1)
+        return self._many(Decision, latest)[::-1]
 
     def applied(self, environment: str, fingerprint: str, starts_at: str) -> Decision | None:
         """By alert."""
@@ -442,24 +474,27 @@ class SqlView:
 
     def evidence(self, environment: str) -> dict[str, Any] | None:
         """A row."""
-        body = self._connection.scalar(self._bodies(schema.evidence, environment=environment))
+        body = self._connection.scalar(*self._bodies(schema.evidence, environment=environment))
         return None if body is None else dict(json.loads(body))
 
-    def _bodies(self, table: Table, **wanted: str) -> Select[Any]:
-        query = select(table.c.body).where(table.c.name == self._name)
-        for column, value in wanted.items():
-            query = query.where(table.c[column] == value)
-        return query
+    def _bodies(
+        self, table: Table, *, order: str | None = None, limit: int | None = None, **wanted: str | int
+    ) -> _Query:
+        """Records by columns; ``order`` is a column, with ``-`` before it from the last to the first."""
+        values: dict[str, Any] = {"name_": self._name, **{f"{column}_": value for column, value in wanted.items()}}
+        if limit is not None:
+            values["limit_"] = limit
+        return _bodies_of(table, tuple(wanted), order, limit is not None), values
 
     def _one(self, table: Table, column: str) -> Any:
-        return self._connection.scalar(select(table.c[column]).where(table.c.name == self._name).limit(1))
+        return self._connection.scalar(_one_of(table, column), {"name_": self._name})
 
-    def _first(self, kind: type[R], query: Select[Any]) -> R | None:
-        body = self._connection.scalar(query)
+    def _first(self, kind: type[R], query: _Query) -> R | None:
+        body = self._connection.scalar(*query)
         return None if body is None else self._record(kind, body)
 
-    def _many(self, kind: type[R], query: Select[Any]) -> list[R]:
-        return [self._record(kind, body) for body in self._connection.scalars(query)]
+    def _many(self, kind: type[R], query: _Query) -> list[R]:
+        return [self._record(kind, body) for body in self._connection.scalars(*query)]
 
     def _record(self, kind: type[R], body: str) -> R:
         try:
@@ -628,7 +663,7 @@ class SqlTransaction(SqlView):
 
     def _next(self, table: Table) -> int:
         """The next row's number in this signature, which is locked."""
-        highest = self._connection.scalar(select(func.max(table.c.ordinal)).where(table.c.name == self._name))
+        highest = self._connection.scalar(_highest_of(table), {"name_": self._name})
         return 1 if highest is None else int(highest) + 1
 
 
