@@ -238,7 +238,8 @@ def main() -> None:
             dspy.configure(lm=lm)
             code = run(arguments, budget, answers)
     except KeyboardInterrupt:
-        print(f"\nInterrupted; {len(answers.keys)} answers are in {answers.path}. Run it again to go on.")
+        print(f"\nInterrupted; {len(answers.keys)} answers are in {answers.path}, and those under way.")
+        print("Run it again to go on.")
         code = 130
     finally:
         answers.close()

@@ -304,7 +304,7 @@ async def test_a_consumer_that_leaves_asks_for_no_other_model(
     # In a task of its own: closing an abandoned stream, anyio cancels the task that read it.
     await asyncio.gather(asyncio.create_task(leave()), return_exceptions=True)
     holds.set()  # a sync program goes on in its worker thread until its stream fails
-    await asyncio.to_thread(watch.wait_for, lambda: len(watch.modules) == 1)
+    await asyncio.to_thread(watch.wait_for, lambda: len(watch.modules) == len(watch.lms) == 1)
     assert not pair.second.requests
     assert [record.outcome for record in watch.lms] == ["cancelled"]
 

@@ -607,9 +607,7 @@ FORKED = """
     import os, sys, threading
     from dspy_observe.records import Score
     from dspy_observe.registry import SignatureRegistry
-    from dspy_observe.rollback.deciding import approve
-from dspy_observe.rollback.monitor import Monitor, MonitorOptions
-from dspy_observe.rollback.policy import Limits
+    from dspy_observe.rollback.monitor import Monitor, MonitorOptions
 
     def give(number):
         for _ in range(number):
