@@ -20,7 +20,7 @@ SERVER_PACKAGES := prometheus prometheus-alertmanager postgresql redis-server
 PHOENIX := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dspy-observe/phoenix
 PHOENIX_PINS := tests/phoenix-constraints.txt
 
-.PHONY: phoenix help demo test lint bench dashboards schema servers clean
+.PHONY: phoenix help demo test lint bench dashboards schema pictures servers clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,10 @@ dashboards: $(VENV)/.installed-all  ## generate dashboards/: Grafana JSON, rules
 
 schema: $(VENV)/.installed-dev  ## type-check the dashboards against Grafana's TypeScript schema; needs Node and npm
 	$(BIN)/python -m tests.grafana_schema
+
+pictures: $(VENV)/.installed-dev servers  ## draw the dashboards with live data; needs Node, npm, Chromium, 6 minutes
+	@cache=$$(mktemp -d); trap 'rm -rf "$$cache"' EXIT; \
+	DSPY_CACHEDIR="$$cache" $(BIN)/python -m tests.pictures --work $(VENV)/pictures $(ARGS)
 
 # One stamp per extra; pip runs again only when the requirements or the pins are newer than the stamp.
 $(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/python

@@ -80,13 +80,17 @@ class Traffic:
 
     Args:
         folder: For the registry.
+        pause_s: Between two turns.
+        redeploy_every: Turns between the deployments of the second program.
 
     Attributes:
         host_port: Where its metrics are scraped.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, pause_s: float = 0.02, redeploy_every: int = 40) -> None:
         self._folder = folder
+        self._pause_s = pause_s
+        self._redeploy_every = redeploy_every
         self._stack = ExitStack()
         self._stop = threading.Event()
         self._other: LiveProgram | None = None
@@ -145,7 +149,7 @@ class Traffic:
                 if self._stop.is_set():
                     return
                 self._turn(turn)
-                time.sleep(0.02)
+                time.sleep(self._pause_s)
         except BaseException as error:  # noqa: BLE001 - told to the test
             self.failures.append(error)
 
@@ -165,6 +169,8 @@ class Traffic:
         if turn % 40 == 0:
             with dspy.context(lm=self._lm):
                 self._evaluate()
+        if turn % self._redeploy_every == 0:
+            with dspy.context(lm=self._lm):
                 self._other_program(turn)
 
     async def _stream(self, question: str) -> None:

@@ -184,7 +184,11 @@ def test_rates_fit_the_scrape_interval_and_counters_are_never_shown_raw(where: s
         allowed = {"$__rate_interval"} if function != "increase" else {"$__rate_interval", "$__range"}
         assert window in allowed, where
     # A series that has just been born counts whole, as increase() does not see its first value.
-    expr = re.sub(r"\((\S+\{[^}]*\}) unless \1 offset \$__(range|rate_interval)\) or", "", expr)
+    born = (
+        r"\((\S+\{[^}]*\}) unless \1 offset \$__(range|rate_interval)"
+        r" unless on \(job, instance\) up\{[^}]*\} offset \$__\2 == 0\) or"
+    )
+    expr = re.sub(born, "", expr)
     for found in re.finditer(r"\b(dspy_\w+(?:_total|_bucket|_sum|_count))\b", expr):
         if where.partition(": ")[2].startswith("$"):
             continue  # a variable reads labels, not values

@@ -361,7 +361,9 @@ def _born(o: DashboardOptions) -> list[Scene]:
     first = Scene("the first rollback ever fails", before + after, step).gauge(up, 1).absent_then(series, before, 1)
     gap = Scene("the receiver is scraped for the first time, and rollbacks failed long ago", before + after, step)
     gap.absent_then(up, before, 1).absent_then(series, before, 5)
-    return [first.fires("DSPyRollbackFailed", **who), gap.silent("DSPyRollbackFailed")]
+    failing = Scene("the receiver's scrapes failed for a while, and rollbacks failed long ago", before + after, step)
+    failing.interrupted(series, 5, up, o.settle_s * 0.4, before)
+    return [scene.silent("DSPyRollbackFailed") for scene in (gap, failing)] + [first.fires("DSPyRollbackFailed", **who)]
 
 
 def _no_help(o: DashboardOptions) -> list[Scene]:

@@ -65,6 +65,8 @@ class Panel:
     """Shown text and colour for a value."""
     columns: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     """Of a table: title and unit for each query's letter or label; a label without a unit is a text."""
+    widths: Mapping[str, int] = field(default_factory=dict)
+    """Of a table: pixels by a column's title; the others share what is left."""
     hidden: Sequence[str] = ()
     """Of a table: labels that are left out."""
     no_value: str | None = None
@@ -255,7 +257,8 @@ def _overrides(panel: Panel) -> list[dict[str, Any]]:
             _override("byName", status, color={"mode": "fixed", "fixedColor": colour})
             for status, colour in STATUS_COLOURS.items()
         ]
-    return [_override("byName", title, unit=unit) for title, unit in panel.columns.values() if unit]
+    units = [_override("byName", title, unit=unit) for title, unit in panel.columns.values() if unit]
+    return [*units, *(_override("byName", title, custom_width=width) for title, width in panel.widths.items())]
 
 
 def _one_table(panel: Panel) -> list[dict[str, Any]]:

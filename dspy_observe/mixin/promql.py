@@ -115,10 +115,11 @@ def grown(o: DashboardOptions, metric: str, window_s: float, *matchers: str) -> 
 
     ``increase`` needs two samples and sees nothing of a series that is born at 1, which is how most counters of rare
     events begin. So a series that did not exist when the window began counts with its whole value, if its process was
-    scraped then: after a gap in the scrapes nothing is known, and a lifetime's total must not look like news.
+    scraped then: after a gap in the scrapes, or one that failed, nothing is known, and a lifetime's total must not look
+    like news.
     """
     series, window = selected(o, metric, *matchers), duration(window_s)
-    born = f"({series} unless {series} offset {window} and on (job, instance) up offset {window})"
+    born = f"({series} unless {series} offset {window} and on (job, instance) up offset {window} == 1)"
     return f"({born} or increase({series}[{window}]))"
 
 

@@ -72,6 +72,14 @@ class Scene:
         self.series[series] = f"_x{missing} {number(value)}+0x{self.steps - missing}"
         return self
 
+    def interrupted(self, series: str, value: float, up: str, start_s: float, end_s: float) -> Scene:
+        """A series that keeps a value, and its process, whose scrapes fail from one time to another."""
+        lasts, fails = round(start_s / self.step_s), round((end_s - start_s) / self.step_s)
+        left = self.steps - lasts - fails
+        self.series[series] = f"{number(value)}+0x{lasts - 1} stale _x{fails - 1} {number(value)}+0x{left}"
+        self.series[up] = f"1+0x{lasts - 1} 0+0x{fails - 1} 1+0x{left}"
+        return self
+
     def _phases(self, phases: tuple[tuple[float, float] | float, ...]) -> list[tuple[float, int]]:
         made = []
         for phase in phases:

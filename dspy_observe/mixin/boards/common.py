@@ -66,7 +66,9 @@ def events(metric: str, *matchers: str, by: str = "", window: str = R) -> str:
         window: ``$__rate_interval`` for a course, ``$__range`` for a number.
     """
     one = series(metric, *matchers)
-    return f"sum{f' by ({by})' if by else ''} (({one} unless {one} offset {window}) or increase({one}[{window}]))"
+    # Where the scrape failed when the window began, nothing is known: a lifetime's total must not look like news.
+    born = f"{one} unless {one} offset {window} unless on (job, instance) {series('up')} offset {window} == 0"
+    return f"sum{f' by ({by})' if by else ''} (({born}) or increase({one}[{window}]))"
 
 
 def ratio(part: tuple[str, ...], whole: tuple[str, ...], by: str = "") -> str:

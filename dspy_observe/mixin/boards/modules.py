@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dspy_observe.mixin.boards.common import RUNS, R, heatmap, quantile, rate, ratio, series, ts
+from dspy_observe.mixin.boards.common import RUNS, heatmap, quantile, rate, ratio, ts
 from dspy_observe.mixin.grafana import Panel, Row, Target, steps
 from dspy_observe.mixin.options import DashboardOptions
 from dspy_observe.mixin.promql import FAILED
@@ -88,7 +88,6 @@ def _tools(o: DashboardOptions) -> Row:
                 f"{rate(counted, by='program, version')} / ({rate(RUNS, by='program, version')} > 0)",
                 "{{program}} {{version}}",
             ),
-            Target(f"sum(increase({series(counted)}[{R}]))", "tool calls"),
             width=12,
         ),
     ])  # fmt: skip

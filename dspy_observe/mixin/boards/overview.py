@@ -107,18 +107,18 @@ def rows(o: DashboardOptions) -> list[Row]:
             Panel(
                 "bargauge", "Error budget left by program", "Which program has used up its 30 days' budget?",
                 "percentunit", [Target(left, "{{program}}", instant=True)],
-                thresholds=steps(0.5, 0.1, falling=True), minimum=0, maximum=1,
+                thresholds=steps(0.5, 0.1, falling=True), minimum=0, maximum=1, width=6,
             ),
             ts(
                 "Calls under way", "Does anything queue up, or never end?", "short",
-                Target(f"sum by (kind) ({series('dspy_in_flight_calls')})", "{{kind}}"),
+                Target(f"sum by (kind) ({series('dspy_in_flight_calls')})", "{{kind}}"), width=6,
             ),
             Panel(
                 "table", "Alerts that fire", "What is wrong now, and how badly?", "short",
                 [Target(f"ALERTS{{{_FIRING}}}", instant=True)],
                 columns={"alertname": ("alert", ""), "severity": ("severity", ""), "program": ("program", ""),
                          "version": ("version", "")},
-                hidden=("__name__", "alertstate", "job", "instance"), no_value="none",
+                hidden=("__name__", "alertstate", "job", "instance"), no_value="none", width=12, widths={"alert": 300},
                 thresholds=((None, BAD),),
             ),
         ]),

@@ -35,7 +35,7 @@ def _side_by_side() -> Row:
             "Comparison", "Which version answers best, fastest and cheapest in the time shown?",
             runs,
             f"({failed} or 0 * {runs}) / ({runs} > 0)",
-            f"histogram_quantile(0.95, {buckets})",
+            f"histogram_quantile(0.95, {buckets}) >= 0",  # a version without runs has none, rather than NaN
             f"{_grown('dspy_cost_usd_total')} / ({runs} > 0)",
             f"{_grown('dspy_score_sum', LIVE)} / ({_grown('dspy_score_count', LIVE)} > 0)",
             f"max by ({_BY}) ({series('dspy_evaluation_score')})",

@@ -60,7 +60,7 @@ def _deployed() -> Row:
             "Deployed versions", "Which version is deployed where, since when?",
             f"""max by (program, environment, version) ({info} == 1)
             * on (program, environment) group_left () max by (program, environment) ({when}) * 1000""",
-            width=12, unit="dateTimeAsIso",
+            width=12,
             columns={"program": ("program", ""), "environment": ("environment", ""), "version": ("version", ""),
                      "Value": ("since", "dateTimeAsIso")},
         ),
