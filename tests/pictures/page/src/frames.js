@@ -13,7 +13,11 @@ import {
 } from "@grafana/data";
 import { lastValueFrom } from "rxjs";
 
-const processors = { thresholds: thresholdsOverrideProcessor, mappings: valueMappingsOverrideProcessor };
+const processors = {
+  thresholds: thresholdsOverrideProcessor,
+  mappings: valueMappingsOverrideProcessor,
+  custom: (value) => ({ ...value }), // an override changes one field only
+};
 const PROPERTIES = ["unit", "min", "max", "decimals", "displayName", "color", "thresholds", "mappings", "noValue", "custom"];
 
 const registry = new Registry(() =>
