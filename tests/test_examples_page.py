@@ -64,7 +64,11 @@ def run(command: str, place: Path, environment: dict[str, str]) -> subprocess.Co
     )
 
 
-@pytest.mark.parametrize("title", sections())
+SERVERS = {"service/"}
+"""They answer until they are interrupted: tests/e2e runs them."""
+
+
+@pytest.mark.parametrize("title", [title for title in sections() if title not in SERVERS])
 def test_every_command_prints_what_the_page_says(title: str, place: Path, environment: dict[str, str]) -> None:
     """A newcomer who types it sees it."""
     section = sections()[title]
