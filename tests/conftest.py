@@ -1,4 +1,4 @@
-"""What every test stands on: a quiet environment, DSPy's settings as new after each test, hypothesis profiles.
+"""What every test stands on: a quiet environment, DSPy's settings as new after each test, hypothesis profiles, stores.
 
 DSPy, LiteLLM and OpenTelemetry read the environment when they are imported, so it is set here at module level: pytest
 imports this file before any test module.
@@ -12,11 +12,15 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from dspy_observe import handoff, safety
+from tests.postgres import Postgres, installed_postgres
+
+STORES = ("files", "sqlite", "postgresql")
 
 # One cache folder per process, below the one make test gave us: an answer of another run, or of another xdist worker,
 # would be a cache hit where the test counts a call.
@@ -81,3 +85,24 @@ def dspy_settings_as_new() -> Iterator[None]:
     module.config_owner_thread_id = None
     module.config_owner_async_task = None
     module.thread_local_overrides.set(type(module.DEFAULT_CONFIG)())
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A running PostgreSQL, one for each test process that asks for it."""
+    running = Postgres(installed_postgres())
+    try:
+        running.start()
+        yield running
+    finally:
+        running.remove()
+
+
+@pytest.fixture(params=STORES)
+def location(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where an empty registry may live: each test that asks runs on every store."""
+    if request.param == "files":
+        return str(tmp_path / "registry")
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'registry.db'}"
+    return str(request.getfixturevalue("postgres").new_registry())

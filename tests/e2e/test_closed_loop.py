@@ -36,7 +36,7 @@ from dspy_observe.readers import Reader
 from dspy_observe.records import CallRecord
 from dspy_observe.registry import SignatureRegistry
 from dspy_observe.serving import LiveProgram
-from tests.postgres import Postgres, installed_postgres
+from tests.postgres import Postgres
 from tests.servers import Alertmanager, Prometheus, fetch, free_port, needs, rollback_config, wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -262,17 +262,6 @@ def test_bad_versions_are_rolled_back_under_load_and_no_request_is_lost(tmp_path
             assert runs.seen[name, "v1", "ok"] == clients.outcomes[name, "v1"], "records carry what answered"
             assert runs.seen[name, "v2", "error"] == clients.outcomes[name, "failed"]
             assert runs.seen[name, "v2", "ok"] == 0
-
-
-@pytest.fixture
-def postgres() -> Iterator[Postgres]:
-    """A PostgreSQL server of this test's own."""
-    running = Postgres(installed_postgres())
-    try:
-        running.start()
-        yield running
-    finally:
-        running.remove()
 
 
 class ServingProcess:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,31 +13,8 @@ from dspy_observe import Metrics
 from dspy_observe.records import Score
 from dspy_observe.registry import RegistryConfig, SignatureRegistry
 from dspy_observe.rollback.monitor import Monitor, MonitorOptions
-from tests.postgres import Postgres, installed_postgres
 
-STORES = ("files", "sqlite", "postgresql")
 Watch = Callable[..., Monitor]
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres]:
-    """A running server, one for each test process."""
-    running = Postgres(installed_postgres())
-    try:
-        running.start()
-        yield running
-    finally:
-        running.remove()
-
-
-@pytest.fixture(params=STORES)
-def location(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Where an empty registry may live: each test that asks runs on every store."""
-    if request.param == "files":
-        return str(tmp_path / "registry")
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'registry.db'}"
-    return str(request.getfixturevalue("postgres").new_registry())
 
 
 class Clock:

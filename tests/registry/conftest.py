@@ -6,7 +6,6 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,31 +14,8 @@ from dspy_observe.records import RegistryEvent
 from dspy_observe.registry import RegistryConfig, SignatureRegistry
 from dspy_observe.registry.stores import open_store
 from dspy_observe.registry.stores.base import Store
-from tests.postgres import Postgres, installed_postgres
 
-STORES = ("files", "sqlite", "postgresql")
 Open = Callable[..., SignatureRegistry]
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres]:
-    """A running server, one for each test process."""
-    server = Postgres(installed_postgres())
-    try:
-        server.start()
-        yield server
-    finally:
-        server.remove()
-
-
-@pytest.fixture(params=STORES)
-def location(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Where an empty registry may live: each test that asks runs on every store."""
-    if request.param == "files":
-        return str(tmp_path / "registry")
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'registry.db'}"
-    return str(request.getfixturevalue("postgres").new_registry())
 
 
 class Clock:

@@ -18,9 +18,7 @@ from dspy_observe import Metrics
 from dspy_observe.openai_server import ChatRequest, OpenAIServer, Reply
 from dspy_observe.registry import RegistryConfig, SignatureRegistry
 from dspy_observe.serving import LiveProgram
-from tests.postgres import Postgres, installed_postgres
 
-STORES = ("files", "sqlite", "postgresql")
 Publish = Callable[..., str]
 Open = Callable[..., SignatureRegistry]
 Follow = Callable[..., LiveProgram]
@@ -78,27 +76,6 @@ def lm(server: OpenAIServer) -> dspy.LM:
     made = dspy.LM("openai/gpt-4o-mini", api_base=server.base_url, api_key="x", cache=False, num_retries=0)
     dspy.configure(lm=made)
     return made
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres]:
-    """A running server, one for each test process."""
-    running = Postgres(installed_postgres())
-    try:
-        running.start()
-        yield running
-    finally:
-        running.remove()
-
-
-@pytest.fixture(params=STORES)
-def location(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Where an empty registry may live: each test that asks runs on every store."""
-    if request.param == "files":
-        return str(tmp_path / "registry")
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'registry.db'}"
-    return str(request.getfixturevalue("postgres").new_registry())
 
 
 @pytest.fixture
