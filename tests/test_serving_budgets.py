@@ -402,21 +402,22 @@ def test_worker_processes_show_the_heaviest_user_of_all(tmp_path: Path) -> None:
         "        with budgets.user('anna'): lm('?')\n"
         "        budgets._measure_at = 0\n"  # the files are written every 15 s
         "    with budgets.user('bert'): lm('?')\n"
-        "    print(render()[0].decode())\n"
+        "    print(render()[0].decode(), '# done', sep='\\n', flush=True)\n"
+        "    sys.stdin.read()\n"  # it lives on, as a worker does
     )
     environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
-    pages = [
-        subprocess.run(
-            [sys.executable, "-c", code, calls],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=True,
+    with subprocess.Popen(
+        [sys.executable, "-c", code, "4"], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as first:
+        assert first.stdin is not None
+        assert first.stdout is not None
+        assert any(line == "# done\n" for line in first.stdout)
+        page = subprocess.run(
+            [sys.executable, "-c", code, "2"], env=environment, input="", capture_output=True, text=True, check=True,
             timeout=120,
-        ).stdout
-        for calls in ("4", "2")
-    ]
-    lines = [line.rpartition(" ") for line in pages[1].splitlines() if line.startswith("dspy_user")]
+        ).stdout  # fmt: skip
+        first.stdin.close()
+    lines = [line.rpartition(" ") for line in page.splitlines() if line.startswith("dspy_user")]
     samples = {series: float(value) for series, _, value in lines}
     assert samples['dspy_user_tokens_max{program="unknown"}'] == 4 * CALL
     assert samples['dspy_user_budget_exceeded_total{program="unknown"}'] == 2
