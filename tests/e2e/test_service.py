@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -329,3 +330,29 @@ def test_answers_go_on_without_redis_and_registry_and_readiness_says_so(service:
     assert reload.status_code == 503
     away.rename(place)
     wait_until(lambda: {service.get("/readyz").status_code for _ in range(8)} == {200}, "readiness", 30)
+
+
+def test_answers_go_on_when_the_disk_is_full(service: Service) -> None:
+    """No worker may make a file larger, as on a full disk: answers, scores and metrics go on.
+
+    The receiver is gone all the while: nothing of the service asks it anything.
+    """
+    workers = service.workers()
+    limits = {pid: resource.prlimit(pid, resource.RLIMIT_FSIZE) for pid in workers}
+    before = service.counted("dspy_program_duration_seconds_count", 'status="ok"', 'role="stable"')
+    try:
+        for pid in workers:
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, limits[pid][1]))
+        replies = [service.ask(f"{QUESTION} On a full disk, number {number}.") for number in range(6)]
+        assert [reply.status_code for reply in replies] == [200] * 6
+        given = {"call_ref": replies[-1].json()["call_ref"], "score": 0.5}
+        assert service.post("/feedback", json=given).status_code == 200
+        assert service.get("/readyz").status_code == 200
+    finally:
+        for pid in workers:
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, limits[pid])
+    wait_until(
+        lambda: service.counted("dspy_program_duration_seconds_count", 'status="ok"', 'role="stable"') == before + 6,
+        "count of every run",
+    )
+    assert service.ask(f"{QUESTION} With room again.").status_code == 200
