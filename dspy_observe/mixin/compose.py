@@ -118,7 +118,7 @@ def _receiver() -> dict[str, Any]:
 
 def _service() -> dict[str, Any]:
     return _built() | {
-        "command": ["python", "examples/service/serve.py", "--host", "0.0.0.0"],  # noqa: S104 - in its container
+        "command": ["python", "service/serve.py", "--host", "0.0.0.0"],  # noqa: S104 - in its container
         "environment": {
             "DSPY_OBSERVE_METRICS_PORT": "9464",
             "DSPY_OBSERVE_METRICS_HOST": "0.0.0.0",  # noqa: S104
