@@ -2,8 +2,12 @@
 
 A log handler or span processor belongs to the application and may block: a full pipe, a synchronous exporter. Its work
 is therefore done on a thread, in the order in which it came and in the context variables of its caller. The queue is
-bounded and what does not fit is counted. The thread waits a moment before it looks, so that a burst of calls is one
-switch of threads and not one for each line; work in a row is also cheaper than work in between.
+bounded and what does not fit is counted.
+
+A thread of Python that wants to run beside a busy one is dear: every ``os.urandom`` of the other, and DSPy makes
+several a call, wakes it in vain, which costs a tenth of a program call and gets nothing done. So the thread never asks
+for its turn while the program is busy: it lets work gather, and a caller gives way once for many pieces, for a
+millisecond at most, in which the thread does them in a row. Only where no caller comes by does it begin by itself.
 
 Where somebody may look for the outcome as soon as the call returns, as with a span processor that exports at once, the
 caller waits for its piece of work, but never longer than a millisecond once it was begun.
@@ -13,7 +17,9 @@ from __future__ import annotations
 
 import atexit
 import contextvars
+import itertools
 import logging
+import math
 import os
 import threading
 import time
@@ -43,8 +49,12 @@ _MAX_WAITING: Final = 2_000
 _PAUSE_S: Final = 0.0005
 """What a caller gives way when half of that waits although the sink works: all threads together are too quick for it,
 mostly because they keep Python from running its thread."""
+_TOGETHER: Final = 16
+"""Pieces of work for which a busy program gives way once: some three quarters of a millisecond of log lines."""
+_TURN_S: Final = 0.0008
+"""How long the thread works while a caller gives way; what is left waits for the next turn."""
 _LINGER_S: Final = 0.05
-"""How long the thread lets work gather."""
+"""How long the thread lets work gather before it begins by itself."""
 _STARVED_S: Final = 1.0
 """How long a caller waits at most for its work to be begun, where the machine does not run the thread."""
 _STEP_S: Final = 0.00025
@@ -75,11 +85,16 @@ class Handoff:
 
     def _as_new(self) -> None:
         self._waiting: deque[_Piece] = deque()
+        self._count = itertools.count(1)
         self._bell = threading.Event()
-        self._hurry = threading.Event()
+        self._giving_way = threading.Lock()
+        self._answered = threading.Event()
+        self._turn = False
+        """Whether a caller gives way: the thread ends its turn in time and lets work gather again."""
         self._idle = True
         self._began: float | None = None
         """When the thread began the piece it works on; ``None`` between two."""
+        self._quick = 0
         self._slow = False
         self._told = False
         self._thread: threading.Thread | None = None
@@ -94,13 +109,14 @@ class Handoff:
         if self._wait and not self._slow:
             done = threading.Event()
             waiting.append((context, _then(work, done), *args))
-            self._hurry.set()
             self._wake()
             self._wait_for(done)
             return
         waiting.append((context, work, *args))
         if self._idle:
-            self._wake()
+            self._give_way()
+        elif not next(self._count) % _TOGETHER and not self._slow:
+            self._give_way()
         elif len(waiting) > _MAX_WAITING // 2 and not self._is_blocked():
             time.sleep(_PAUSE_S)
 
@@ -113,11 +129,10 @@ class Handoff:
         Returns:
             Whether it is.
         """
-        if not self._waiting and self._began is None and self._idle:
+        if not self._waiting and self._idle:
             return True
         done = threading.Event()
         self._waiting.append((None, done.set))
-        self._hurry.set()
         self._wake()
         return done.wait(timeout_s)
 
@@ -134,6 +149,21 @@ class Handoff:
                 self._slow = True
                 return
 
+    def _give_way(self) -> None:
+        """Stand aside while the thread takes note, or has its turn."""
+        if not self._giving_way.acquire(blocking=False):
+            return
+        try:
+            self._answered.clear()
+            self._turn = True
+            self._wake()
+            if not self._answered.wait(_SLOW_S):
+                began = self._began
+                if began is not None and perf_counter() - began > _TURN_S / 2:
+                    self._slow = True
+        finally:
+            self._giving_way.release()
+
     def _wake(self) -> None:
         if self._thread is None:
             with self._lock:
@@ -149,29 +179,39 @@ class Handoff:
 
     def _serve(self) -> None:
         """The thread: let work gather, do it, and end after a rest."""
-        waiting, bell, hurry = self._waiting, self._bell, self._hurry
-        quick = 0
+        waiting, bell, answered = self._waiting, self._bell, self._answered
+        gathering = False
         while True:
-            self._idle = True
-            if not waiting and not bell.wait(_REST_S):
-                with self._lock:
-                    if not waiting:
-                        self._thread = None
-                        return
-            bell.clear()
-            self._idle = False
-            hurry.wait(_LINGER_S)
-            hurry.clear()
-            while waiting:
-                took = self._do(*waiting.popleft())
-                quick = quick + 1 if took < _SLOW_S else 0
-                if took >= _BLOCKED_S and not self._told:
-                    self._told = True
-                    _logger.warning(
-                        "dspy_observe: the sink of %s took %.0f ms; calls do not wait for it", self._site, took * 1000
-                    )
-            if quick >= _IN_A_ROW:
-                self._slow = self._told = False
+            if not gathering:
+                self._idle = True
+                answered.set()
+                if not waiting and not bell.wait(_REST_S):
+                    with self._lock:
+                        if not waiting:
+                            self._thread = None
+                            return
+                bell.clear()
+                self._idle = self._turn = False
+                answered.set()
+            if not self._wait:
+                bell.wait(_LINGER_S)
+                bell.clear()
+            gathering, self._turn = self._turn, False
+            until = perf_counter() + _TURN_S if gathering else math.inf
+            while waiting and perf_counter() < until:
+                self._judge(self._do(*waiting.popleft()))
+            answered.set()
+
+    def _judge(self, took: float) -> None:
+        """Learn from one piece of work how quick the sink is."""
+        self._quick = self._quick + 1 if took < _SLOW_S else 0
+        if self._quick >= _IN_A_ROW:
+            self._slow = self._told = False
+        elif took >= _BLOCKED_S and not self._told:
+            self._told = True
+            _logger.warning(
+                "dspy_observe: the sink of %s took %.0f ms; calls do not wait for it", self._site, took * 1000
+            )
 
     def _do(self, context: contextvars.Context | None, work: Callable[..., Any], *args: Any) -> float:
         """Do one piece of work; returns the seconds it took."""

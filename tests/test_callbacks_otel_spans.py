@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -260,4 +261,29 @@ def test_a_batch_processor_has_the_span_when_the_call_returns() -> None:
     assert collected.run() == []
     assert provider.force_flush()
     assert len(collected.exporter.get_finished_spans()) == 2
+    provider.shutdown()
+
+
+def test_a_busy_program_loses_no_spans() -> None:
+    """A program that never waits still lets OpenTelemetry's exporting thread empty its queue."""
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(exporter, max_queue_size=512, max_export_batch_size=64))
+    maker = light.SpanMaker(provider, "test")
+    many = 5_000
+
+    def work() -> None:
+        """Quicker than any program, with the same calls into the system."""
+        for _ in range(many):
+            span = maker.start("busy", trace.SpanKind.INTERNAL, context_api.Context(), None, {}, 1)
+            assert isinstance(span, CallSpan)
+            span.finish({}, 2)
+            maker.deliver(span)
+            for _ in range(3):
+                sum(range(2000))
+                os.urandom(16)
+
+    work()
+    assert provider.force_flush()
+    assert len(exporter.get_finished_spans()) == many
     provider.shutdown()

@@ -116,6 +116,57 @@ def test_a_caller_does_not_wait_for_a_slow_sink_until_it_is_quick_again(
     assert sink.lines[-1] == "again"
 
 
+def test_nobody_gives_way_to_a_sink_that_is_held(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once it was found slow; and to one that is quick again, callers do."""
+    given = 0
+    give_way = Handoff._give_way
+
+    def counting(self: Handoff) -> None:
+        nonlocal given
+        given += 1
+        give_way(self)
+
+    monkeypatch.setattr(Handoff, "_give_way", counting)
+    sink, target = Sink(), Handoff(site)
+    sink.free.clear()
+    target.run(sink.write, 0)
+    assert sink.taken.wait(20)
+    for number in range(1, 1000):
+        target.run(sink.write, number)
+    assert 1 <= given <= 2, "one finds it slow, another at most goes before it is held"
+    sink.free.set()
+    assert target.flush(20.0)
+    assert sink.lines == list(range(1000))
+    before = given
+    for number in range(1000):
+        target.run(sink.write, number)
+    assert given >= before + 1000 // handoff._TOGETHER
+    assert target.flush(20.0)
+
+
+def test_a_caller_gives_way_for_a_turn_and_not_for_all_that_waits(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sink that takes its time with each line ends its turn in time, and does the rest in the next ones."""
+    monkeypatch.setattr(handoff, "_LINGER_S", 20.0)  # so that only callers and flushes begin a turn
+    monkeypatch.setattr(handoff, "_TURN_S", 0.0)
+    monkeypatch.setattr(handoff, "_SLOW_S", 20.0)
+    sink, target = Sink(), Handoff(site)
+    for number in range(1 + 4 * handoff._TOGETHER):
+        target.run(sink.write, number)
+    assert sink.lines == [], "a turn of no time does nothing"
+    assert target.flush(20.0)
+    assert sink.lines == list(range(1 + 4 * handoff._TOGETHER))
+
+
+def test_a_busy_program_loses_no_work(site: str) -> None:
+    """All that it hands over is done while it keeps Python busy, more than may wait at once."""
+    sink, target = Sink(), Handoff(site)
+    for number in range(3 * handoff._MAX_WAITING):
+        target.run(sink.write, number)
+        os.urandom(16)
+    assert target.flush(20.0)
+    assert sink.lines == list(range(3 * handoff._MAX_WAITING))
+
+
 def test_a_full_queue_drops_and_counts(
     site: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

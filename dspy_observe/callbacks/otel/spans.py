@@ -17,7 +17,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sized
 from functools import cache
 from typing import Any, ClassVar, Final, TypeGuard
 
@@ -47,6 +48,10 @@ _RANDOM: Final = 2
 """The flag that says that a trace id is random: https://www.w3.org/TR/trace-context-2/#random-trace-id-flag"""
 _FEW_ATTRIBUTES: Final = 64
 """More than any span of ours has before others add to it."""
+_PAUSE_S: Final = 0.0005
+"""How long a caller stands aside for the exporting thread."""
+_GIVE_WAY_EVERY: Final = 64
+"""Spans after which it does so again where the exporter does not keep up: some 20 microseconds a program call."""
 _SDK_METRICS: Final = "OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED"
 _UNSET: Final = Status(StatusCode.UNSET)
 _making = threading.RLock()
@@ -323,10 +328,36 @@ def _only_queues(processor: SpanProcessor) -> bool:
 
 def _taker(processor: SpanProcessor) -> Callable[[ReadableSpan], Any]:
     """What takes a finished span that is sampled."""
+    batch = getattr(processor, "_batch_processor", None) if isinstance(processor, BatchSpanProcessor) else None
+    take = processor.on_end
     if type(processor) is BatchSpanProcessor and "on_end" not in vars(processor):
         # Its on_end asks whether the span is sampled, which makes the span's context only to find that it is.
-        return getattr(getattr(processor, "_batch_processor", None), "emit", None) or processor.on_end
-    return processor.on_end
+        take = getattr(batch, "emit", None) or take
+    queue, size = getattr(batch, "_queue", None), getattr(batch, "_max_export_batch_size", None)
+    return take if queue is None or size is None else _giving_way(take, queue, size)
+
+
+def _giving_way(
+    take: Callable[[ReadableSpan], Any], queue: Sized, batch_size: int
+) -> Callable[[ReadableSpan], Any]:
+    """Stand aside for a moment when a batch is full.
+
+    A program that keeps Python busy does not let the SDK's exporting thread run: each ``os.urandom`` of the program,
+    and DSPy makes several a call, wakes the thread in vain, until the queue is full and spans are lost.
+    """
+    behind = 0
+
+    def taking(span: ReadableSpan) -> None:
+        nonlocal behind
+        take(span)
+        if len(queue) < batch_size:
+            behind = 0
+            return
+        if not behind % _GIVE_WAY_EVERY:
+            time.sleep(_PAUSE_S)
+        behind += 1
+
+    return taking
 
 
 @cache
