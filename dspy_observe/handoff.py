@@ -113,9 +113,7 @@ class Handoff:
             self._wait_for(done)
             return
         waiting.append((context, work, *args))
-        if self._idle:
-            self._give_way()
-        elif not next(self._count) % _TOGETHER and not self._slow:
+        if self._idle or (not next(self._count) % _TOGETHER and not self._slow):
             self._give_way()
         elif len(waiting) > _MAX_WAITING // 2 and not self._is_blocked():
             time.sleep(_PAUSE_S)

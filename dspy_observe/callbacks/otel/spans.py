@@ -337,9 +337,7 @@ def _taker(processor: SpanProcessor) -> Callable[[ReadableSpan], Any]:
     return take if queue is None or size is None else _giving_way(take, queue, size)
 
 
-def _giving_way(
-    take: Callable[[ReadableSpan], Any], queue: Sized, batch_size: int
-) -> Callable[[ReadableSpan], Any]:
+def _giving_way(take: Callable[[ReadableSpan], Any], queue: Sized, batch_size: int) -> Callable[[ReadableSpan], Any]:
     """Stand aside for a moment when a batch is full.
 
     A program that keeps Python busy does not let the SDK's exporting thread run: each ``os.urandom`` of the program,
