@@ -69,19 +69,27 @@ class Answer(NamedTuple):
     trace_id: str | None
 
 
+_UNPLACED: Final = Plan()
+"""The plan of a call whose place was not looked up yet."""
+
+
 class _Entry:
     """One open call. ``start`` is made when somebody needs it: of most adapter calls nobody does."""
 
-    __slots__ = ("admitted", "begun", "capture", "findings", "inputs", "instance", "kind", "parent", "plan", "raw",
-                 "record", "shadow", "start", "started_at", "started_mono", "switch", "trace")  # fmt: skip
+    __slots__ = ("active", "admitted", "begun", "capture", "findings", "inputs", "instance", "kind", "parent", "plan",
+                 "raw", "record", "shadow", "start", "started_at", "started_mono", "switch", "trace")  # fmt: skip
 
-    def __init__(self, kind: CallKind, instance: Any, raw: dict[str, Any], plan: Plan, started_at: float) -> None:
+    def __init__(
+        self, kind: CallKind, instance: Any, raw: dict[str, Any], active: str | None, started_at: float
+    ) -> None:
         self.kind = kind
         self.instance = instance
         self.raw = raw
-        self.plan = plan
+        self.active = active
+        """DSPy's id of the call around this one."""
         self.started_at = started_at
         self.started_mono = 0.0
+        self.plan = _UNPLACED
         self.begun: Any = None  # the start as readers see it, with content where it is captured
         self.admitted: dict[int, Route] = {}
         self.parent: CallStart | None = None
@@ -132,7 +140,7 @@ class Ledger:
 
     def open_calls_of(self, kind: CallKind) -> int:
         """How many logical calls of one kind are open now."""
-        return sum(entry.kind == kind and entry.shadow is None for entry in list(self._open.values()))
+        return sum(entry.kind == kind and self._shadow_of(entry) is None for entry in list(self._open.values()))
 
     def answer_of(self, returned: object) -> Answer | None:
         """The program run that returned this very object; ``None`` when none did that is known."""
@@ -145,12 +153,20 @@ class Ledger:
             route = callback.routes[kind]
             entry = self._open.get(call_id)
             if entry is None:
-                entry = self._make(kind, call_id, instance, inputs)
+                entry = _Entry(kind, instance, inputs, calls.active_call_id(), self.clock.time())
+                self._open[call_id] = entry
+                if len(self._open) > self._max_open:
+                    self._drop_oldest()
             elif id(callback) in entry.admitted:
                 return  # listed both globally and on the instance
             else:
                 route = without(route, entry.admitted.values())
             entry.admitted[id(callback)] = route
+            if route.only_failures:
+                entry.started_mono = self.clock.monotonic()
+                return
+            if entry.plan is _UNPLACED:
+                self._place(call_id, entry)
             if entry.shadow is not None:
                 return
             if route.readers and entry.start is None:
@@ -175,7 +191,13 @@ class Ledger:
         route = entry.admitted.pop(id(callback), None)
         if route is None:
             return
+        if route.only_failures and exception is None:
+            if not entry.admitted:
+                self._forget(call_id, entry)
+            return
         try:
+            if entry.plan is _UNPLACED:
+                self._place(call_id, entry)
             if entry.shadow is None:
                 readers = route.readers if exception is None else route.readers + route.on_failure
                 if route.passive and exception is None and (entry.record or self._is_read(entry)):
@@ -196,12 +218,16 @@ class Ledger:
                 raise
         finally:
             if not entry.admitted:
-                self._open.pop(call_id, None)
-                if entry.start is not None and entry.kind in _PARENT_KINDS:
-                    start = entry.start
-                    self._ended.remember(
-                        call_id, (start.root_id, start.kind, start.name, start.program, start.version, start.role)
-                    )
+                self._forget(call_id, entry)
+
+    def _forget(self, call_id: str, entry: _Entry) -> None:
+        """Take an entry out, and remember as much of it as children ask for that start late."""
+        self._open.pop(call_id, None)
+        start = entry.start
+        if start is not None and entry.kind in _PARENT_KINDS:
+            self._ended.remember(
+                call_id, (start.root_id, start.kind, start.name, start.program, start.version, start.role)
+            )
 
     @staticmethod
     def _is_read(entry: _Entry) -> bool:
@@ -240,9 +266,14 @@ class Ledger:
         if entry is not None:
             entry.trace = (_hex_trace(trace_id), f"{span_id:016x}")
 
-    def _make(self, kind: CallKind, call_id: str, instance: Any, inputs: dict[str, Any]) -> _Entry:
-        active, listed, own = calls.surroundings(instance)
-        entry = _Entry(kind, instance, inputs, self._plan(listed, own), self.clock.time())
+    def _place(self, call_id: str, entry: _Entry) -> Plan:
+        """Find out where a call stands and what is gathered of it.
+
+        Put off for calls of which only a failure matters until they fail, or until something is called from them.
+        """
+        _, listed, own = calls.surroundings(entry.instance)
+        plan = entry.plan = self._plan(listed, own)
+        active = entry.active
         if active is not None:
             above = self._open.get(active)
             if above is None:
@@ -250,19 +281,27 @@ class Ledger:
                 if ended is not None:
                     entry.parent = _ended_start(active, *ended)
             else:
+                if above.plan is _UNPLACED:
+                    self._place(active, above)
                 if above.shadow is not None:
                     above = above.shadow
-                if kind == above.kind and calls.is_same_logical_call(kind, instance, above.instance):
+                if entry.kind == above.kind and calls.is_same_logical_call(entry.kind, entry.instance, above.instance):
                     entry.shadow = above
                 entry.parent = above.start or self._begin(active, above)
-        if kind == "lm":
-            entry.capture = LMCapture(call_id, self.clock.monotonic, meter_streams=entry.plan.meter_streams)
-            entry.capture.install()
+        if entry.kind == "lm":
+            capture = entry.capture = LMCapture(call_id, self.clock.monotonic, meter_streams=plan.meter_streams)
+            capture.install()
             entry.switch = attempts.switch_of_this_call()
-        self._open[call_id] = entry
-        if len(self._open) > self._max_open:
-            self._drop_oldest()
-        return entry
+        return plan
+
+    def _shadow_of(self, entry: _Entry) -> _Entry | None:
+        """The entry that stands for the same logical call as this one; asked from any thread, so nothing is noted."""
+        if entry.plan is not _UNPLACED or entry.active is None:
+            return entry.shadow
+        above = self._open.get(entry.active)
+        if above is None or above.kind != entry.kind:
+            return None
+        return above if calls.is_same_logical_call(entry.kind, entry.instance, above.instance) else None
 
     def _begin(self, call_id: str, entry: _Entry) -> CallStart:
         """Describe an open call, which is put off until somebody asks."""

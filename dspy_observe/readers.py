@@ -107,6 +107,9 @@ class Route(NamedTuple):
     """Told of failed ends only."""
     passive: tuple[Reader, ...] = ()
     """Told of the calls that another callback in DSPy's list reads, where none of this one's readers asks for them."""
+    only_failures: bool = False
+    """Whether nothing has to be gathered of a call that goes well. Not so for an LM: how it fails, only taps tell that
+    were there before."""
 
     @classmethod
     def of(cls, readers: Iterable[Reader], kind: CallKind) -> Route:
@@ -117,7 +120,8 @@ class Route(NamedTuple):
         if all(reader.passive for reader in always):
             always, passive = (), always
         starters = tuple(reader for reader in always if type(reader).started is not Reader.started)
-        return cls(always, starters, tuple(reader for reader in wanting if reader not in always), passive)
+        on_failure = tuple(reader for reader in wanting if reader not in always)
+        return cls(always, starters, on_failure, passive, kind != "lm" and not always and not passive)
 
 
 class Recorder:
@@ -142,4 +146,5 @@ class Recorder:
 def without(route: Route, present: Iterable[Route]) -> Route:
     """Leave out readers whose work another callback of the same call already does."""
     taken = {reader.identity for other in present for reader in other.readers + other.on_failure}
-    return Route(*(tuple(reader for reader in part if reader.identity not in taken) for part in route))
+    left = [tuple(reader for reader in part if reader.identity not in taken) for part in route[:4]]
+    return Route(left[0], left[1], left[2], left[3], route.only_failures)
