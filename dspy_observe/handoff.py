@@ -9,6 +9,9 @@ several a call, wakes it in vain, which costs a tenth of a program call and gets
 for its turn while the program is busy: it lets work gather, and a caller gives way once for many pieces, for a
 millisecond at most, in which the thread does them in a row. Only where no caller comes by does it begin by itself.
 
+What is our own in such work, such as rendering a line, blocks nobody. Callers do it themselves, for many pieces in a
+row too: code that has just run is several times as quick as code between two program calls.
+
 Where somebody may look for the outcome as soon as the call returns, as with a span processor that exports at once, the
 caller waits for its piece of work, but never longer than a millisecond once it was begun.
 """
@@ -17,7 +20,6 @@ from __future__ import annotations
 
 import atexit
 import contextvars
-import itertools
 import logging
 import math
 import os
@@ -49,10 +51,14 @@ _MAX_WAITING: Final = 2_000
 _PAUSE_S: Final = 0.0005
 """What a caller gives way when half of that waits although the sink works: all threads together are too quick for it,
 mostly because they keep Python from running its thread."""
-_TOGETHER: Final = 16
-"""Pieces of work for which a busy program gives way once: some three quarters of a millisecond of log lines."""
 _TURN_S: Final = 0.0008
 """How long the thread works while a caller gives way; what is left waits for the next turn."""
+_FEWEST: Final = 16
+_MOST: Final = 64
+"""Pieces of work for which a busy program gives way once: half a turn of them, between these bounds."""
+_TICK_S: Final = 1e-7
+_PREPARED: Final = 32
+"""Pieces of work that are prepared in a row."""
 _LINGER_S: Final = 0.05
 """How long the thread lets work gather before it begins by itself."""
 _STARVED_S: Final = 1.0
@@ -84,8 +90,14 @@ class Handoff:
         _all.add(self)
 
     def _as_new(self) -> None:
+        self._unready: deque[_Piece] = deque()
+        self._preparing = threading.Lock()
         self._waiting: deque[_Piece] = deque()
-        self._count = itertools.count(1)
+        self._since = 0
+        """Pieces that came since a caller gave way."""
+        self._worth = _FEWEST
+        """For how many pieces one does."""
+        self._usual_s = _TURN_S
         self._bell = threading.Event()
         self._giving_way = threading.Lock()
         self._answered = threading.Event()
@@ -113,9 +125,51 @@ class Handoff:
             self._wait_for(done)
             return
         waiting.append((context, work, *args))
-        if self._idle or (not next(self._count) % _TOGETHER and not self._slow):
+        self._came(1)
+
+    def run_prepared(self, prepare: Callable[..., _Piece | None], *args: Any) -> None:
+        """Do soon what ``prepare(*args)`` asks for. Never raises, never blocks for long.
+
+        Args:
+            prepare: Returns a function and its arguments, or ``None`` when nothing is to be done. It is quick, blocks
+                nobody, and is called soon, by any thread, in the caller's context variables.
+            *args: Its arguments.
+        """
+        unready = self._unready
+        if len(unready) + len(self._waiting) >= _MAX_WAITING:
+            safety.swallowed(f"{self._site}.dropped", _QueueFullError())
+            return
+        unready.append((contextvars.copy_context(), prepare, *args))
+        if len(unready) >= _PREPARED:
+            if self._preparing.acquire(blocking=False):
+                try:
+                    self._came(self._prepare())
+                finally:
+                    self._preparing.release()
+        elif self._idle:
             self._give_way()
-        elif len(waiting) > _MAX_WAITING // 2 and not self._is_blocked():
+
+    def _prepare(self) -> int:
+        """Prepare what came, in its order, by the holder of the lock; returns how many pieces."""
+        unready, waiting, before = self._unready, self._waiting, len(self._waiting)
+        while unready:
+            context, prepare, *args = unready.popleft()
+            try:
+                piece = context.run(prepare, *args) if context is not None else prepare(*args)
+            except Exception as error:  # noqa: BLE001 - a renderer is the application's; what it raises is counted
+                self._failed(error)
+            else:
+                if piece is not None:
+                    waiting.append((None, *piece))
+        return max(0, len(waiting) - before)
+
+    def _came(self, pieces: int) -> None:
+        """Give way where that is worth it."""
+        self._since += pieces  # two callers that count at once may lose one
+        if self._idle or (self._since >= self._worth and not self._slow):
+            self._since = 0
+            self._give_way()
+        elif len(self._waiting) > _MAX_WAITING // 2 and not self._is_blocked():
             time.sleep(_PAUSE_S)
 
     def flush(self, timeout_s: float) -> bool:
@@ -127,10 +181,10 @@ class Handoff:
         Returns:
             Whether it is.
         """
-        if not self._waiting and self._idle:
+        if not self._unready and not self._waiting and self._idle:
             return True
         done = threading.Event()
-        self._waiting.append((None, done.set))
+        self._unready.append((None, lambda: (done.set,)))  # behind all that waits, prepared or not
         self._wake()
         return done.wait(timeout_s)
 
@@ -183,9 +237,9 @@ class Handoff:
             if not gathering:
                 self._idle = True
                 answered.set()
-                if not waiting and not bell.wait(_REST_S):
+                if not self._has_work() and not bell.wait(_REST_S):
                     with self._lock:
-                        if not waiting:
+                        if not self._has_work():
                             self._thread = None
                             return
                 bell.clear()
@@ -196,13 +250,22 @@ class Handoff:
                 bell.clear()
             gathering, self._turn = self._turn, False
             until = perf_counter() + _TURN_S if gathering else math.inf
-            while waiting and perf_counter() < until:
-                self._judge(self._do(*waiting.popleft()))
+            while self._has_work() and perf_counter() < until:
+                if self._unready:
+                    with self._preparing:
+                        self._prepare()
+                while waiting and perf_counter() < until:
+                    self._judge(self._do(*waiting.popleft()))
             answered.set()
+
+    def _has_work(self) -> bool:
+        return bool(self._waiting or self._unready)
 
     def _judge(self, took: float) -> None:
         """Learn from one piece of work how quick the sink is."""
         self._quick = self._quick + 1 if took < _SLOW_S else 0
+        self._usual_s += (min(took, _TURN_S) - self._usual_s) / _FEWEST
+        self._worth = min(max(_FEWEST, int(_TURN_S / 2 / max(self._usual_s, _TICK_S))), _MOST)
         if self._quick >= _IN_A_ROW:
             self._slow = self._told = False
         elif took >= _BLOCKED_S and not self._told:
@@ -220,12 +283,15 @@ class Handoff:
             else:
                 context.run(work, *args)
         except Exception as error:  # noqa: BLE001 - the sink is the application's; what it raises is counted
-            safety.swallowed(self._site, error)
-            if safety.strict():  # shown as any error of a thread is; the thread goes on
-                threading.excepthook(threading.ExceptHookArgs((type(error), error, error.__traceback__, self._thread)))
+            self._failed(error)
         finally:
             self._began = None
         return perf_counter() - began
+
+    def _failed(self, error: Exception) -> None:
+        safety.swallowed(self._site, error)
+        if safety.strict():  # shown as any error of a thread is; the thread goes on
+            threading.excepthook(threading.ExceptHookArgs((type(error), error, error.__traceback__, self._thread)))
 
 
 class _QueueFullError(Exception):

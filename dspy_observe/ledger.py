@@ -182,7 +182,9 @@ class Ledger:
             if safety.strict():
                 raise
 
-    def close(self, callback: Recorder, call_id: str, outputs: Any, exception: BaseException | None) -> None:
+    def close(  # noqa: C901, PLR0912 - in one piece: a further function costs every call
+        self, callback: Recorder, call_id: str, outputs: Any, exception: BaseException | None
+    ) -> None:
         """A callback reports the end of a call, maybe in another context than its start. Never raises."""
         now = self.clock.monotonic()
         entry = self._open.get(call_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import io
 import json
 import logging
 import threading
@@ -224,6 +225,42 @@ def test_two_callbacks_with_one_logger_write_a_line_once(lines: Lines) -> None:
     assert (len(lines.lines), len(other.lines)) == (4, 4)
 
 
+@pytest.mark.parametrize("kind", ["print", "write", "bytes"])
+def test_a_plain_file_gets_the_lines_that_the_logger_itself_would_write(kind: str) -> None:
+    """With what the application bound, its level, and each caller's context variables."""
+    file: Any = io.BytesIO() if kind == "bytes" else io.StringIO()
+    plain: Any = {
+        "print": structlog.PrintLogger, "write": structlog.WriteLogger, "bytes": structlog.BytesLogger,
+    }[kind](file)  # fmt: skip
+    renderer = structlog.processors.JSONRenderer(
+        serializer=lambda *a, **k: json.dumps(*a, **k).encode() if kind == "bytes" else json.dumps(*a, **k)
+    )
+    logger = structlog.wrap_logger(
+        plain,
+        processors=[structlog.contextvars.merge_contextvars, structlog.stdlib.add_log_level, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+    ).bind(service="shop")
+    callback = LogCallback(Logs(logger=logger))
+    silent = LogCallback(Logs(logger=logger, level="debug"))
+    with frozen_clock() as clock:
+        for number in range(40):
+            with structlog.contextvars.bound_contextvars(request=number):
+                run(clock, [callback])
+                run(clock, [silent])
+    assert callback.flush(20)
+    assert silent.flush(20)
+    written = [json.loads(line) for line in file.getvalue().splitlines()]
+    assert [(line["request"], line["event"]) for line in written] == [
+        (number, event) for number in range(40) for event in ("dspy.lm_call", "dspy.call")
+    ]
+    file.seek(0)
+    file.truncate()
+    with structlog.contextvars.bound_contextvars(request=39):
+        fields = {key: value for key, value in written[-1].items() if key not in ("event", "level", "request")}
+        logger.info("dspy.call", **fields)
+    assert json.loads(file.getvalue()) == written[-1]
+
+
 # --- slow and raising sinks ------------------------------------------------------------------------------------------
 
 
@@ -258,6 +295,68 @@ def test_a_blocked_logger_does_not_hold_the_program() -> None:
         free.set()
     assert callback.flush(30.0) is True
     assert sink.written == [(event, who) for who in ("anna", "bert") for event in ("dspy.lm_call", "dspy.call")]
+
+
+@pytest.mark.parametrize("place", ["file", "processor"])
+def test_a_structlog_logger_that_blocks_does_not_hold_the_program(place: str) -> None:
+    """Neither where it writes nor in a processor of the application; no line is lost."""
+    free, held = threading.Event(), threading.Event()
+
+    class Pipe(io.StringIO):
+        """Full until somebody reads."""
+
+        def write(self, text: str) -> int:
+            """Wait for the test's leave."""
+            if place == "file":
+                held.set()
+                assert free.wait(30)
+            return super().write(text)
+
+    def sending(_: Any, __: str, fields: Any) -> Any:
+        if place == "processor":
+            held.set()
+            assert free.wait(30)
+        return fields | {"who": WHO.get()}
+
+    pipe = Pipe()
+    renders = [structlog.processors.JSONRenderer()]
+    processors = [sending, *renders] if place == "processor" else renders
+    callback = LogCallback(Logs(logger=structlog.wrap_logger(structlog.WriteLogger(pipe), processors=processors)))
+    token = WHO.set("anna")
+    with frozen_clock() as clock:
+        for _ in range(100):
+            run(clock, [callback])
+        WHO.reset(token)
+        assert held.wait(30)
+        assert callback.flush(0.0) is False
+        assert pipe.getvalue() == ""
+        free.set()
+    assert callback.flush(30.0) is True
+    lines = [json.loads(line) for line in pipe.getvalue().splitlines()]
+    assert [line["event"] for line in lines] == 100 * ["dspy.lm_call", "dspy.call"]
+    assert {line.get("who") for line in lines} == ({"anna"} if place == "processor" else {None})
+
+
+def test_a_processor_that_raises_costs_its_lines_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted like any other fault of a logger."""
+    monkeypatch.delenv("DSPY_OBSERVE_STRICT", raising=False)
+    file = io.StringIO()
+
+    def unable(fields: Any, **_: Any) -> str:
+        if fields["event"] == "dspy.lm_call":
+            raise TypeError("not serializable")
+        return "line"
+
+    logger = structlog.wrap_logger(
+        structlog.WriteLogger(file), processors=[structlog.processors.JSONRenderer(serializer=unable)]
+    )
+    before = safety.counts().get("logs.emit", 0)
+    callback = LogCallback(Logs(logger=logger))
+    with frozen_clock() as clock:
+        run(clock, [callback])
+    assert callback.flush(20)
+    assert file.getvalue() == "line\n"
+    assert safety.counts()["logs.emit"] == before + 1
 
 
 def test_a_raising_logger_costs_its_lines_only(monkeypatch: pytest.MonkeyPatch) -> None:

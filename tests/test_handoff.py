@@ -82,6 +82,39 @@ def test_work_of_many_threads_is_done_once_each(site: str) -> None:
         assert [number for one, number in sink.lines if one == who] == list(range(100))
 
 
+def test_prepared_work_of_many_threads_is_done_once_each(site: str) -> None:
+    """In each caller's own order and context variables; what asks for nothing gets nothing."""
+    sink, target = Sink(), Handoff(site)
+
+    def ready(number: int) -> tuple[Any, ...] | None:
+        return (sink.write, (WHO.get(), number)) if number % 3 else None
+
+    def call(who: int) -> None:
+        WHO.set(f"caller {who}")
+        for number in range(300):
+            target.run_prepared(ready, number)
+
+    callers = [threading.Thread(target=call, args=(who,)) for who in range(8)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert target.flush(20.0)
+    for who in range(8):
+        found = [number for one, number in sink.lines if one == f"caller {who}"]
+        assert found == [number for number in range(300) if number % 3]
+    assert set(sink.threads).isdisjoint(callers)
+
+
+def test_prepared_work_of_an_idle_program_is_done(site: str) -> None:
+    """One piece alone, with nobody coming by."""
+    sink, target = Sink(), Handoff(site)
+    target.run_prepared(lambda: (sink.write, "alone"))
+    assert sink.taken.wait(20)
+    assert target.flush(20.0)
+    assert sink.lines == ["alone"]
+
+
 def test_a_caller_that_wants_the_outcome_has_it_when_the_call_returns(site: str) -> None:
     """As long as the sink is quick."""
     sink, target = Sink(), Handoff(site, wait=True)
@@ -140,7 +173,7 @@ def test_nobody_gives_way_to_a_sink_that_is_held(site: str, monkeypatch: pytest.
     before = given
     for number in range(1000):
         target.run(sink.write, number)
-    assert given >= before + 1000 // handoff._TOGETHER
+    assert given >= before + 1000 // handoff._MOST
     assert target.flush(20.0)
 
 
@@ -150,11 +183,11 @@ def test_a_caller_gives_way_for_a_turn_and_not_for_all_that_waits(site: str, mon
     monkeypatch.setattr(handoff, "_TURN_S", 0.0)
     monkeypatch.setattr(handoff, "_SLOW_S", 20.0)
     sink, target = Sink(), Handoff(site)
-    for number in range(1 + 4 * handoff._TOGETHER):
+    for number in range(1 + 4 * handoff._MOST):
         target.run(sink.write, number)
     assert sink.lines == [], "a turn of no time does nothing"
     assert target.flush(20.0)
-    assert sink.lines == list(range(1 + 4 * handoff._TOGETHER))
+    assert sink.lines == list(range(1 + 4 * handoff._MOST))
 
 
 def test_a_busy_program_loses_no_work(site: str) -> None:
@@ -179,10 +212,11 @@ def test_a_full_queue_drops_and_counts(
     with caplog.at_level(logging.WARNING, "dspy_observe"):
         for number in range(1, 13):
             target.run(sink.write, number)
+        target.run_prepared(lambda: (sink.write, "prepared"))
     sink.free.set()
     assert target.flush(20.0)
     assert sink.lines == [0, 1, 2, 3, 4, 5]
-    assert safety.counts()[f"{site}.dropped"] == 7
+    assert safety.counts()[f"{site}.dropped"] == 8
     assert len([line for line in caplog.messages if ".dropped" in line]) == 1
 
 

@@ -21,12 +21,14 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import structlog
 
 from dspy_observe.callbacks.base import RecordCallback
+from dspy_observe.callbacks.rendering import NotApartError, is_structlog, rendered
 from dspy_observe.conventions import LOG_LM_CALL, LOG_ROOT_CALL, LOG_SCORE
 from dspy_observe.environment import env_default
 from dspy_observe.errors import ConfigurationError
@@ -113,9 +115,27 @@ class LogCallback(RecordCallback):
         if logger is None:
             logger = self._structlog if structlog.is_configured() else self._standard
         if not isinstance(logger, logging.Logger):
-            self._handoff.run(_write, logger, level, event, fields_of, subject)
+            if is_structlog(logger):
+                self._handoff.run_prepared(_prepare, logger, level, event, fields_of, subject)
+            else:
+                self._handoff.run(_write, logger, level, event, fields_of, subject)
         elif logger.isEnabledFor(_NUMBERS[level]):
             self._handoff.run(_write_json, logger, _NUMBERS[level], event, fields_of, subject)
+
+
+def _prepare(
+    logger: Any, level: str, event: str, fields_of: Callable[[Any], dict[str, Any]], subject: Any
+) -> tuple[Any, ...] | None:
+    """Render a line where that alone blocks nobody, and leave the rest for later."""
+    try:
+        line = rendered(logger, level, event, fields_of(subject))
+    except NotApartError:
+        return (copy_context().run, _write, logger, level, event, fields_of, subject)
+    return None if line is None else (_write_out, *line)
+
+
+def _write_out(write: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    write(*args, **kwargs)
 
 
 def _write(logger: Any, level: str, event: str, fields_of: Callable[[Any], dict[str, Any]], subject: Any) -> None:
