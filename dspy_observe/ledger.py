@@ -193,7 +193,7 @@ class Ledger:
         route = entry.admitted.pop(id(callback), None)
         if route is None:
             return
-        if route.only_failures and exception is None:
+        if route.only_failures and exception is None and not (route.passive and (entry.admitted or entry.record)):
             if not entry.admitted:
                 self._forget(call_id, entry)
             return

@@ -108,8 +108,8 @@ class Route(NamedTuple):
     passive: tuple[Reader, ...] = ()
     """Told of the calls that another callback in DSPy's list reads, where none of this one's readers asks for them."""
     only_failures: bool = False
-    """Whether nothing has to be gathered of a call that goes well. Not so for an LM: how it fails, only taps tell that
-    were there before."""
+    """Whether this callback needs nothing gathered of a call that goes well. Not so for an LM: how it fails, only taps
+    tell that were there before."""
 
     @classmethod
     def of(cls, readers: Iterable[Reader], kind: CallKind) -> Route:
@@ -121,7 +121,7 @@ class Route(NamedTuple):
             always, passive = (), always
         starters = tuple(reader for reader in always if type(reader).started is not Reader.started)
         on_failure = tuple(reader for reader in wanting if reader not in always)
-        return cls(always, starters, on_failure, passive, kind != "lm" and not always and not passive)
+        return cls(always, starters, on_failure, passive, kind != "lm" and not always)
 
 
 class Recorder:

@@ -143,15 +143,20 @@ class OTelCallback(RecordCallback):
         inference = start.kind == "lm"
         if inference and self._left_to_others(start):
             return
-        base = self._layers.parent_context(start)
-        name, attributes = beginning(start)
         kind = SpanKind.CLIENT if inference else SpanKind.INTERNAL
         at = int(start.started_at * _NANOSECONDS)
-        span = self._maker.start(name, kind, base, self._layers.span_in(base), attributes, at)
-        if is_light(span):
-            self._layers.enter(start, span, base, inference=inference)
-            LEDGER.link(start.call_id, span.trace_id, span.span_id)
-            return
+        name, attributes = beginning(start)
+        above = self._layers.directly_above(start.parent_id)
+        if above is not None:
+            span = self._maker.start(name, kind, above.context, above.span, attributes, at)
+            if is_light(span):
+                self._layers.enter_below(above, start, span, inference=inference)
+                LEDGER.link(start.call_id, span.trace_id, span.span_id)
+                return
+            base = above.context
+        else:
+            base = self._layers.parent_context(start)
+            span = self._maker.start(name, kind, base, self._layers.span_in(base), attributes, at)
         context = span.get_span_context()
         if not context.is_valid:
             return  # no provider: nothing to be a parent of
@@ -161,7 +166,7 @@ class OTelCallback(RecordCallback):
 
     def finished(self, record: CallRecord) -> None:
         if record.kind == "lm":
-            other = self._others.pop(record.call_id, None)
+            other = self._others.pop(record.call_id, None) if self._others else None
             if other is not None:
                 attributes = {**beginning(record)[1]}
                 add_end_attributes(record, attributes)

@@ -13,6 +13,7 @@ stays current: that library's next spans belong below its own, not below ours. T
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from opentelemetry import context as context_api
@@ -38,6 +39,7 @@ __all__ = ["Layers"]
 _LAYER: Final = context_api.create_key("dspy_observe.layer")
 _EMPTY: Final = Context()
 _SPAN_KEY: Final = next(iter(set_span_in_context(INVALID_SPAN, Context())))
+_NOTHING: Final[Mapping[str, object]] = {}
 _put: Final = dict.__setitem__  # a Context refuses; nobody has seen the new one yet
 
 
@@ -47,7 +49,14 @@ class Layer:
     __slots__ = ("announced", "call_id", "context", "given_up", "open", "owner", "previous", "span")
 
     def __init__(
-        self, owner: Layers, call_id: str, span: Span, base: Context, previous: Context, announced: object = None
+        self,
+        owner: Layers,
+        call_id: str,
+        span: Span,
+        base: Context,
+        previous: Context,
+        told: Mapping[str, object] = _NOTHING,
+        announced: object = None,
     ) -> None:
         self.owner = owner
         self.announced = announced
@@ -60,6 +69,8 @@ class Layer:
         self.context = context = Context(base)
         _put(context, _SPAN_KEY, span)
         _put(context, _LAYER, self)
+        for key, value in told.items():
+            _put(context, key, value)
 
 
 class Layers:
@@ -75,6 +86,25 @@ class Layers:
         # Only the ids of ended spans, as plain numbers: a span holds its content, a late child needs no more than its
         # parent's place, and the garbage collector leaves tuples of numbers alone.
         self._ended: Recent[tuple[int, int, int]] = Recent(MAX_ENDED_CALLS)
+
+    def directly_above(self, parent_id: str | None) -> Layer | None:
+        """The parent's layer, where it is the newest in the ambient context and nobody made another span current.
+
+        So it is nearly always; :meth:`enter_below` then spares all further looks.
+        """
+        ambient = context_api.get_current()
+        layer = ambient.get(_LAYER)
+        if type(layer) is Layer and layer.owner is self and layer.call_id == parent_id and layer.context is ambient:
+            return layer
+        return None
+
+    def enter_below(self, above: Layer, start: CallStart, span: Span, *, inference: bool) -> None:
+        """Make a call's span current, directly below its parent's layer; the arguments are those of :meth:`enter`."""
+        ambient = above.context
+        told, announced = announce(span, start.operation) if inference else (_NOTHING, None)
+        layer = Layer(self, start.call_id, span, ambient, ambient, told, announced)
+        self._open[start.call_id] = layer
+        context_api.attach(layer.context)
 
     def parent_context(self, start: CallStart) -> Context:
         """The context whose span is the parent of a call that begins now."""
@@ -115,12 +145,10 @@ class Layers:
         below_own = isinstance(newest, Layer) and newest.owner is self and newest.call_id == start.parent_id
         # Directly below a layer of ours, parent_context() has seen to what is current.
         behind = not (below_own and base is previous) and self._stays_current(previous, span)
-        announced = None
-        if inference and not behind:
-            base, announced = announce(base, span, start.operation)
+        told, announced = announce(span, start.operation) if inference and not behind else (_NOTHING, None)
         if isinstance(newest, Layer) and not newest.open:
             _forget_dead_layers(newest)
-        layer = Layer(self, start.call_id, span, base, previous, announced)
+        layer = Layer(self, start.call_id, span, base, previous, told, announced)
         self._open[start.call_id] = layer
         context_api.attach(Context({**previous, _LAYER: layer}) if behind else layer.context)
 

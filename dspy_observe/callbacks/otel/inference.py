@@ -12,7 +12,6 @@ import sys
 from typing import Any, Final
 
 from opentelemetry import context as context_api
-from opentelemetry.context import Context
 from opentelemetry.trace import Span, get_current_span
 
 from dspy_observe.conventions import EMBEDDING_DATA_KEY, INFERENCE_DATA_KEY, INFERENCE_SPAN_KEY
@@ -26,24 +25,24 @@ _CHAT_DATA: Final = (INFERENCE_DATA_KEY, "InferenceData")
 _OWN_NAMES: Final = "dspy."
 
 
-def announce(base: Context, span: Span, operation: str | None) -> tuple[Context, object]:
+def announce(span: Span, operation: str | None) -> tuple[dict[str, object], object]:
     """Tell the instrumentations below that an inference has its span.
 
     Args:
-        base: The context of the call.
         span: Our span.
         operation: The GenAI operation.
 
     Returns:
-        The context that says so, and the object left in it for OpenTelemetry's own instrumentations, if any.
+        What the context of the call says of it, and the object left in it for OpenTelemetry's own instrumentations, if
+        any.
     """
-    told = {**base, INFERENCE_SPAN_KEY: span}
+    told: dict[str, object] = {INFERENCE_SPAN_KEY: span}
     key, class_name = _DATA.get(operation or "", _CHAT_DATA)
     kind = getattr(sys.modules.get(_UTIL_GENAI), class_name, None)
     data = kind() if kind is not None else None
     if data is not None:
         told[key] = data
-    return Context(told), data
+    return told, data
 
 
 class Inference:
