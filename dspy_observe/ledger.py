@@ -273,7 +273,7 @@ class Ledger:
 
         Put off for calls of which only a failure matters until they fail, or until something is called from them.
         """
-        _, listed, own = calls.surroundings(entry.instance)
+        listed, own = calls.surroundings(entry.instance)
         plan = entry.plan = self._plan(listed, own)
         active = entry.active
         if active is not None:
@@ -318,8 +318,12 @@ class Ledger:
         """What the readers of a call need. Worked out anew when DSPy's callbacks change."""
         known, plan = self._planned
         # The very callbacks, not the list: a list that is changed in place must not keep the plan of those it held.
-        if len(listed) == len(known) and not own and all(map(is_, listed, known)):
-            return plan
+        if not own and len(listed) == len(known):
+            if len(known) == 1:  # as configure() leaves it
+                if listed[0] is known[0]:
+                    return plan
+            elif all(map(is_, listed, known)):
+                return plan
         recorders = [callback for callback in (*listed, *own) if isinstance(callback, Recorder)]
         if len(recorders) == 1:
             plan = recorders[0].plan

@@ -158,6 +158,24 @@ class Timing:
             self._child.observe(value)
 
 
+class Count:
+    """One series of a counter, without the questions that prometheus_client asks before each step.
+
+    Args:
+        child: The counter's series.
+    """
+
+    __slots__ = ("_add",)
+
+    def __init__(self, child: Counter) -> None:
+        add = getattr(getattr(child, "_value", None), "inc", None)  # where this release of prometheus_client has it
+        self._add: Callable[[float], None] = add if callable(add) else child.inc
+
+    def inc(self, amount: float = 1.0) -> None:
+        """Add an amount, which is never negative."""
+        self._add(amount)
+
+
 class Family:
     """One metric with its children kept at hand: asking prometheus_client for a child takes a lock each time."""
 
@@ -184,6 +202,8 @@ class Family:
         found = self._metric.labels(*admitted) if admitted else self._metric
         if self._bounds:
             found = Timing(found, self._bounds)
+        elif type(found) is Counter:
+            found = Count(found)
         if OVERFLOW_LABEL not in admitted:  # overflowing values are without number and must not be kept
             self._children[values] = found
         return found

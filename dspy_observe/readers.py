@@ -30,6 +30,9 @@ class Reader:
     meter_streams: bool = False
     """Whether LiteLLM is asked to report the usage of streams."""
 
+    told_of_starts: bool = True
+    """Whether a reader that has a :meth:`started` of its own is told of starts."""
+
     @property
     def identity(self) -> object:
         """Readers with equal identities do the same work; only the first of them reads a call."""
@@ -119,7 +122,9 @@ class Route(NamedTuple):
         passive: tuple[Reader, ...] = ()
         if all(reader.passive for reader in always):
             always, passive = (), always
-        starters = tuple(reader for reader in always if type(reader).started is not Reader.started)
+        starters = tuple(
+            reader for reader in always if reader.told_of_starts and type(reader).started is not Reader.started
+        )
         on_failure = tuple(reader for reader in wanting if reader not in always)
         return cls(always, starters, on_failure, passive, kind != "lm" and not always)
 

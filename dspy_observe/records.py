@@ -203,6 +203,8 @@ def _quick(cls: type[Any]) -> Callable[..., Any]:
     return build
 
 
+make_usage: Callable[..., Usage] = _quick(Usage)
+"""``Usage`` from all its fields, positionally."""
 make_call_start: Callable[..., CallStart] = _quick(CallStart)
 """``CallStart`` from all its fields, positionally."""
 make_call_record: Callable[..., CallRecord] = _quick(CallRecord)

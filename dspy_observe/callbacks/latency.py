@@ -46,7 +46,7 @@ class LatencyCallback(RecordCallback):
         self._adapter_failures = own["dspy_adapter_failures_total"]
         self._in_flight = own["dspy_in_flight_calls"]
         self._open = own["dspy_observe_open_calls"]
-        self._counts_open = own.multiprocess
+        self._counts_open = self.told_of_starts = own.multiprocess
         if not self._counts_open:  # the shared files of several processes hold plain numbers, counted up and down
             self._open.child().set_function(lambda: LEDGER.open_calls)
             for kind in CALL_KINDS:

@@ -15,7 +15,7 @@ from dspy.clients.costs import estimate_cost
 
 from dspy_observe.facts.calls import causes
 from dspy_observe.facts.lm import LMCapture
-from dspy_observe.records import Usage
+from dspy_observe.records import Usage, make_usage
 from dspy_observe.redaction import redact, redact_name
 
 __all__ = ["LMFacts", "entry_of", "gather", "normalise_usage"]
@@ -33,6 +33,7 @@ _CUT_OFF: Final = frozenset(
     {"ProtocolError", "RemoteProtocolError", "ReadError", "ClientPayloadError", "ConnectionResetError"}
 )
 """What lm15, httpx and aiohttp call a connection that broke in a reply; by name, for not all of them need be there."""
+_NO_DETAILS: Final[Mapping[str, Any]] = {}
 _DETAILS: Final = ("cached_tokens", "cache_creation_tokens", "reasoning_tokens")
 
 
@@ -122,7 +123,7 @@ def normalise_usage(entry: Mapping[str, Any]) -> Usage:
     out_of = _details(entry, "completion_tokens_details", "output_tokens_details")
     cache_read = _count(into, "cached_tokens")
     cache_write = _count(into, "cache_creation_tokens")
-    return Usage(
+    return make_usage(
         prompt,
         completion,
         cache_read if cache_read is not None else _count(entry, "cache_read_input_tokens"),
@@ -156,6 +157,8 @@ def _plus(left: int | None, right: int | None) -> int | None:
 def _count(entry: Mapping[str, Any], *keys: str) -> int | None:
     for key in keys:
         value = entry.get(key)
+        if value is None:
+            continue
         if type(value) is not int:  # the rule, and quick; the rest are an SDK's own number types
             value = _number(value)
         if value is not None and value >= 0 and value % 1 == 0:
@@ -170,11 +173,12 @@ def _number(value: Any) -> float | int | None:
 def _details(entry: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
     for key in keys:
         value = entry.get(key)
+        if value is None:
+            continue
         if type(value) is dict or isinstance(value, Mapping):
             return value
-        if value is not None:  # an SDK's own object
-            return {name: getattr(value, name, None) for name in _DETAILS}
-    return {}
+        return {name: getattr(value, name, None) for name in _DETAILS}  # an SDK's own object
+    return _NO_DETAILS
 
 
 def _estimate(

@@ -123,23 +123,25 @@ def listed_callbacks() -> list[Any]:
     return listed or []
 
 
-def surroundings(instance: object) -> tuple[str | None, list[Any], list[Any]]:
-    """What stands around a call of ``instance``, read in one go, for it is asked at every start.
+def surroundings(instance: object) -> tuple[list[Any], list[Any]]:
+    """The callbacks around a call of ``instance``, read in one go, for it is asked at every start.
 
     Returns:
-        What :func:`active_call_id` and :func:`listed_callbacks` tell, and the callbacks that the instance was given.
+        What :func:`listed_callbacks` tells, and the callbacks that the instance was given.
     """
     try:
         # dspy.Module answers every attribute access in Python; nothing of that concerns this one.
         own = object.__getattribute__(instance, "callbacks")
     except AttributeError:
         own = None
-    return ACTIVE_CALL_ID.get(), listed_callbacks(), own or []
+    overrides = thread_local_overrides.get()
+    listed = overrides["callbacks"] if "callbacks" in overrides else main_thread_config["callbacks"]
+    return listed or [], own or []
 
 
 def active_callbacks(instance: object) -> list[Any]:
     """The callbacks that DSPy runs for a call of ``instance`` now, in its order."""
-    _, listed, own = surroundings(instance)
+    listed, own = surroundings(instance)
     return [*listed, *own]
 
 
@@ -178,7 +180,7 @@ def begin(
     else:
         name, operation = _class_facts(type(instance))  # type: ignore[arg-type]  # classes are hashable
     is_program = False
-    if parent is not None and parent.kind == "module" and not (_tags and _tags.get(instance)):
+    if parent is not None and parent.kind == "module" and not (_tags.references and _tags.get(instance)):
         # The usual case: below a module, whose program it belongs to.
         program, version, role = parent.program, parent.version, parent.role
     else:
@@ -244,7 +246,7 @@ def _identify(
         subject = inputs.get("program")
     elif kind == "compile":
         subject = inputs.get("student")
-    own = _tags.get(subject) if _tags else None
+    own = _tags.get(subject) if _tags.references else None
     trial = kind in ("evaluate", "compile") or (parent is not None and parent.role == "eval")
     if own is not None:
         return own.name, own.version, "eval" if trial else own.role

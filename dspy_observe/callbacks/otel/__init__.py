@@ -63,7 +63,6 @@ from dspy_observe.redaction import Redactor, redact_event, redact_score
 __all__ = ["OTelCallback", "Tracing"]
 
 _NANOSECONDS: Final = 1_000_000_000
-_GUARD_END: Final = safety.guard("otel.span_end")
 
 
 def _content_mode(text: str) -> ContentMode:
@@ -149,7 +148,7 @@ class OTelCallback(RecordCallback):
         above = self._layers.directly_above(start.parent_id)
         if above is not None:
             span = self._maker.start(name, kind, above.context, above.span, attributes, at)
-            if is_light(span):
+            if type(span) is self._maker.kind:
                 self._layers.enter_below(above, start, span, inference=inference)
                 LEDGER.link(start.call_id, span.trace_id, span.span_id)
                 return
@@ -281,8 +280,12 @@ class OTelCallback(RecordCallback):
         if not self._maker.quick:
             self._handoff.run(end, *arguments)
             return
-        with _GUARD_END:
+        try:
             end(*arguments)
+        except Exception as error:
+            safety.swallowed("otel.span_end", error)
+            if safety.strict():
+                raise
 
     def _describe(self, span: Span, record: CallRecord) -> None:
         attributes: dict[str, Attribute] = {}

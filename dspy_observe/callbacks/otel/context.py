@@ -209,7 +209,7 @@ class Layers:
     def span_in(context: Context) -> Span | None:
         """The span of a context, as it is: the parent of what begins there."""
         span: Any = context.get(_SPAN_KEY)
-        return span if is_light(span) or isinstance(span, Span) else None
+        return span if span is not None and (is_light(span) or isinstance(span, Span)) else None
 
     def owns(self, told: object) -> bool:
         """Whether a span, or what was announced of it, is of a call around us, by this or another callback of ours."""
