@@ -276,5 +276,9 @@ def rollback(parts: Admin) -> dict[str, Any]:
         raise HTTPException(409, str(error)) from None
     except RegistryError as error:
         raise busy(503, str(error), 5) from None
-    parts.live.refresh()
-    return {"version": version.version}
+    # It is rolled back, whatever this worker makes of it: those who can load the version follow.
+    try:
+        parts.live.refresh()
+    except (RegistryError, ObserveError) as error:
+        _log.warning("rolled back, but not followed yet: %s", type(error).__name__)
+    return {"version": version.version, "followed": parts.live.version == version.version}

@@ -8,173 +8,19 @@ import os
 import re
 import resource
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
-from dspy_observe.demo.model import StandIn
-from dspy_observe.openai_server import ChatRequest, Failure, OpenAIServer, Reply
 from dspy_observe.registry import SignatureRegistry
-from tests.servers import free_port, needs, wait_until
+from tests.servers import wait_until
+from tests.service import ADMIN, NAME, QUESTION, Provider, Redis, Service
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
-ROOT = Path(__file__).parents[2]
-NAME = "facts-service"
-QUESTION = "Who discovered penicillin?"
 CLIENTS = 200
-
-
-class Provider:
-    """The stand-in model, and what befalls it."""
-
-    def __init__(self) -> None:
-        self._model = StandIn(pace=0)
-        self.trouble: str | None = None
-
-    def __call__(self, request: ChatRequest) -> Reply | Failure:
-        """Answer, or fail as ``trouble`` says."""
-        match self.trouble:
-            case "down":
-                return Failure.server_error()
-            case "storm":
-                return Failure.rate_limited()
-            case "malformed":
-                return Reply(text="Sure!")
-            case "slow":
-                answer = self._model(request)
-                assert isinstance(answer, Reply)
-                return Reply(text=answer.text, delay_s=6.0)
-            case _:
-                return self._model(request)
-
-
-class Redis:
-    """Debian's Redis on a free port."""
-
-    def __init__(self, folder: Path) -> None:
-        needs("redis-server")
-        self.port = free_port()
-        self._folder = folder
-        self.start()
-
-    def start(self) -> None:
-        """Start it, on the same port as before."""
-        self._process = subprocess.Popen(
-            ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self._folder)],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-
-    def stop(self) -> None:
-        """End it, with what it holds."""
-        self._process.kill()
-        self._process.wait()
-
-
-class Service:
-    """The service as a process group of its own."""
-
-    def __init__(self, folder: Path, provider: OpenAIServer, redis: Redis, **variables: str) -> None:
-        self.folder = folder
-        self.url = f"http://127.0.0.1:{free_port()}"
-        self._log = folder / "service.log"
-        environment = {
-            **os.environ, "PYTHONPATH": str(ROOT), "DSPY_CACHEDIR": str(folder / "cache"),
-            "DSPY_OBSERVE_REGISTRY": str(folder / "registry"), "DSPY_OBSERVE_STRICT": "0",
-            "SERVICE_MODEL_URL": provider.base_url, "SERVICE_REDIS_URL": f"redis://127.0.0.1:{redis.port}/0",
-            "SERVICE_ADMIN_TOKEN": "of-the-test", "SERVICE_REFRESH_S": "0.5", "SERVICE_STALE_LIMIT_S": "3",
-            "SERVICE_REQUESTS_PER_S": "1000", "SERVICE_ANSWER_TIMEOUT_S": "4", "SERVICE_OPEN_S": "1",
-            "SERVICE_FAILURES_TO_OPEN": "5",
-            # A collector that is gone: nobody listens there.
-            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{free_port()}", **variables,
-        }  # fmt: skip
-        environment.pop("PROMETHEUS_MULTIPROC_DIR", None)
-        with self._log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, str(ROOT / "examples/service/serve.py"), "--port", self.url.rpartition(":")[2]],
-                env=environment, cwd=folder, stdout=log, stderr=log, start_new_session=True,
-            )  # fmt: skip
-        self.ready()
-
-    def ready(self) -> None:
-        """Wait until both workers have said that they are warm."""
-        wait_until(lambda: self.get("/readyz").status_code == 200, f"service: {self.log[-2000:]}", 60)
-
-    @property
-    def log(self) -> str:
-        """What it wrote."""
-        return self._log.read_text(encoding="utf-8", errors="replace")
-
-    def get(self, path: str, **options: Any) -> httpx.Response:
-        """One request; nobody there is an ``OSError``, as for other servers."""
-        return self._ask("GET", path, **options)
-
-    def post(self, path: str, **options: Any) -> httpx.Response:
-        """One request."""
-        return self._ask("POST", path, **options)
-
-    def _ask(self, method: str, path: str, **options: Any) -> httpx.Response:
-        try:
-            return httpx.request(method, self.url + path, timeout=20, **options)
-        except httpx.TransportError as error:
-            raise OSError(str(error)) from error
-
-    def ask(self, question: str = QUESTION) -> httpx.Response:
-        """A question."""
-        return self.post("/ask", json={"question": question})
-
-    def counted(self, name: str, *matchers: str) -> float:
-        """The sum of the series of a metric that hold all matchers."""
-        lines = [line for line in self.get("/metrics").text.splitlines() if line.startswith(name + "{")]
-        return sum(float(line.rpartition(" ")[2]) for line in lines if all(one in line for one in matchers))
-
-    def workers(self) -> list[int]:
-        """Process ids of the workers."""
-        found = re.findall(r"Started server process \[(\d+)\]", self.log)
-        return [int(pid) for pid in found if Path(f"/proc/{pid}").exists()]
-
-    def end(self) -> None:
-        """End all of it."""
-        os.killpg(self.process.pid, signal.SIGTERM)
-        try:
-            self.process.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-
-
-@pytest.fixture(scope="module")
-def provider() -> Provider:
-    """The provider's behaviour; a test that changes it puts it back."""
-    return Provider()
-
-
-@pytest.fixture(scope="module")
-def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
-    """A Redis."""
-    running = Redis(tmp_path_factory.mktemp("redis"))
-    try:
-        yield running
-    finally:
-        running.stop()
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory, provider: Provider, redis: Redis) -> Iterator[Service]:
-    """The service, ready; it has to survive every test, so one serves them all."""
-    with OpenAIServer(provider) as server:
-        running = Service(tmp_path_factory.mktemp("service"), server, redis)
-        try:
-            yield running
-        finally:
-            running.end()
 
 
 def test_two_hundred_clients_get_answers_and_every_one_is_counted_once(service: Service) -> None:
@@ -223,9 +69,8 @@ def test_streams_feedback_ids_and_tokens(service: Service) -> None:
     assert re.fullmatch("[0-9a-f]{32}", forged)
     for token in ("", "Bearer wrong"):
         assert service.post("/admin/rollback", headers={"authorization": token}).status_code == 401
-    good = {"authorization": "Bearer of-the-test"}
-    assert service.post("/admin/rollback", headers=good).status_code == 409, "there is no version before"
-    assert service.post("/admin/reload", headers=good).json() == {"changed": False, "version": "v1"}
+    assert service.post("/admin/rollback", headers=ADMIN).status_code == 409, "there is no version before"
+    assert service.post("/admin/reload", headers=ADMIN).json() == {"changed": False, "version": "v1"}
 
 
 def test_a_rollback_reaches_every_worker_and_no_kept_answer_of_the_bad_version(service: Service) -> None:
@@ -233,30 +78,12 @@ def test_a_rollback_reaches_every_worker_and_no_kept_answer_of_the_bad_version(s
     first = service.ask().json()
     assert (first["version"], first["kept"]) == ("v1", False)
     wait_until(lambda: service.ask().json()["kept"], "answer that was kept")
+    service.deploy("v2")
+    service.follows("v2")
+    assert service.post("/admin/rollback", headers=ADMIN).json() == {"version": "v1", "followed": True}
+    service.follows("v1")
     with SignatureRegistry(service.folder / "registry") as registry:
-        program = registry.load_program(NAME, _factory())
-        predictor = program.quick.predict
-        predictor.signature = predictor.signature.with_instructions("Answer the question. Be brief.")
-        registry.register_program(NAME, program, version="v2")
-        registry.deploy_version(NAME, "v2")
-        for version in ("v2", "v1"):
-            if version == "v1":
-                reply = service.post("/admin/rollback", headers={"authorization": "Bearer of-the-test"})
-                assert reply.json() == {"version": "v1"}
-            # A new connection each time, so that both workers are asked.
-            wait_until(
-                lambda version=version: {service.ask().json()["version"] for _ in range(12)} == {version}, version, 20
-            )
         assert registry.get_version(NAME, "v2").quarantined is not None
-
-
-def _factory() -> Any:
-    sys.path.insert(0, str(ROOT / "examples"))
-    try:
-        from service.program import factory
-    finally:
-        sys.path.pop(0)
-    return factory
 
 
 def test_a_killed_worker_loses_at_most_what_it_was_doing(service: Service) -> None:
@@ -326,17 +153,14 @@ def test_answers_go_on_without_redis_and_registry_and_readiness_says_so(service:
     wait_until(lambda: service.get("/readyz").status_code == 503, "staleness", 30)
     assert service.ask("Which planet is the largest?").status_code == 200
     assert service.get("/healthz").status_code == 200
-    reload = service.post("/admin/reload", headers={"authorization": "Bearer of-the-test"})
-    assert reload.status_code == 503
+    for route in ("reload", "rollback"):
+        assert service.post(f"/admin/{route}", headers=ADMIN).status_code == 503, route
     away.rename(place)
     wait_until(lambda: {service.get("/readyz").status_code for _ in range(8)} == {200}, "readiness", 30)
 
 
 def test_answers_go_on_when_the_disk_is_full(service: Service) -> None:
-    """No worker may make a file larger, as on a full disk: answers, scores and metrics go on.
-
-    The receiver is gone all the while: nothing of the service asks it anything.
-    """
+    """No worker may make a file larger, as on a full disk: answers, scores and metrics go on."""
     workers = service.workers()
     limits = {pid: resource.prlimit(pid, resource.RLIMIT_FSIZE) for pid in workers}
     before = service.counted("dspy_program_duration_seconds_count", 'status="ok"', 'role="stable"')

@@ -472,6 +472,26 @@ def test_path_that_is_a_file_is_refused(tmp_path: Path) -> None:
         SignatureRegistry(tmp_path / "file")
 
 
+def test_folder_that_goes_away_and_comes_back(tmp_path: Path, fill: Callable[..., None]) -> None:
+    """As with a database: an error of its own while its volume is away, and nothing is made in its place."""
+    place, away = tmp_path / "registry", tmp_path / "away"
+    registry = SignatureRegistry(place)
+    fill(registry, "v1")
+    registry.deploy_version("qa", "v1")
+    with SignatureRegistry(place) as reader:
+        assert reader.get_deployed_version("qa").version == "v1"
+        place.rename(away)
+        for one in (registry, reader):
+            for call in (one.get_deployed_version, one.pointer, one.rollback, one.list_versions):
+                with pytest.raises(StoreUnavailable, match="volume"):
+                    call("qa")
+        assert not place.exists()
+        away.rename(place)
+        assert reader.get_deployed_version("qa").version == "v1"
+    registry.deploy_version("qa", "v1")
+    registry.close()
+
+
 def test_file_that_is_no_database_is_named(tmp_path: Path) -> None:
     """As a damaged registry, not as an empty one."""
     (tmp_path / "file.db").write_text("this is no database, and long enough to be read as one" * 30, encoding="utf-8")

@@ -67,6 +67,8 @@ class FileStore:
         self._outbox = Outbox(self._root / "outbox")
         self._lock = threading.RLock()
         self._swept = False
+        self._was_there = self._root.is_dir()
+        """A folder that was there and is not has not been emptied: its volume is away."""
 
     @property
     def location(self) -> str:
@@ -170,12 +172,20 @@ class FileStore:
     def close(self) -> None:
         """Nothing is held open."""
 
+    def _check_still_there(self) -> None:
+        if self._was_there and not self._root.is_dir():
+            raise StoreUnavailable(
+                f"{self._root} was there and is gone. Is its volume mounted? Make the folder again to start anew"
+            )
+
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Hold the registry's lock; the first holder of a process tidies up after writers that died."""
         with self._lock:
             with disk.translated(f"lock {self._root}"):
+                self._check_still_there()
                 disk.make_folder(self._root)
+                self._was_there = True
                 lock = FileLock(self._root / ".lock", timeout=LOCK_TIMEOUT_S, poll_interval=_POLL_S)
                 try:
                     lock.acquire()
@@ -211,9 +221,11 @@ class FileStore:
                     return known[1]
                 content = path.read_bytes()
             except FileNotFoundError:
+                self._check_still_there()
                 self._cache.pop(name, None)
                 return Document(name)
             document = read_document(name, content, str(path))
+            self._was_there = True
             # A file that was replaced while it was read gets the older stamp, and so is read again the next time.
             self._cache[name] = (stamp, document)
             return document
