@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import httpx
@@ -17,13 +19,22 @@ from dspy_observe.openai_server import ChatRequest, Failure, OpenAIServer, Reply
 from dspy_observe.registry import SignatureRegistry
 from tests.servers import free_port, needs, wait_until
 
-__all__ = ["ADMIN", "NAME", "QUESTION", "ROOT", "Provider", "Redis", "Service"]
+__all__ = ["ADMIN", "NAME", "QUESTION", "ROOT", "Provider", "Redis", "Service", "part"]
 
 ROOT = Path(__file__).parents[1]
 NAME = "facts-service"
 QUESTION = "Who discovered penicillin?"
 ADMIN = {"authorization": "Bearer of-the-test"}
 WORKERS = 2
+
+
+def part(name: str) -> ModuleType:
+    """A module of the service, imported here."""
+    sys.path.insert(0, str(ROOT / "examples"))
+    try:
+        return importlib.import_module(f"service.{name}")
+    finally:
+        sys.path.pop(0)
 
 
 class Provider:
@@ -139,13 +150,8 @@ class Service:
 
     def deploy(self, version: str) -> None:
         """Register and deploy another version of the program, which goes by its instructions."""
-        sys.path.insert(0, str(ROOT / "examples"))
-        try:
-            from service.program import factory
-        finally:
-            sys.path.pop(0)
         with SignatureRegistry(self.folder / "registry") as registry:
-            program = registry.load_program(NAME, factory)
+            program = registry.load_program(NAME, part("program").factory)
             predictor = program.quick.predict
             predictor.signature = predictor.signature.with_instructions(f"Answer the question. You are {version}.")
             registry.register_program(NAME, program, version=version)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from dspy_observe.mixin.options import DashboardOptions
 
 FILES = generate(DashboardOptions())
 COMPOSE: dict[str, Any] = yaml.safe_load(FILES["compose.yaml"])
+ROOT = Path(__file__).parents[1]
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 
 
@@ -49,6 +51,21 @@ def test_images_have_a_version(name: str) -> None:
     """And none is called latest."""
     image = SERVICES[name].get("image") or re.findall(r"FROM (\S+)", SERVICES[name]["build"]["dockerfile_inline"])[0]
     assert re.fullmatch(r"[\w./-]+:v?\d+\.\d+(\.\d+)?(-slim)?", image), image
+
+
+@pytest.mark.parametrize("name", [name for name, service in SERVICES.items() if "build" in service])
+def test_what_an_image_of_ours_starts_is_where_it_works(name: str) -> None:
+    """The script that the command names is in the folder that the image works in, as the copied sources have it."""
+    image = SERVICES[name]["build"]["dockerfile_inline"]
+    (works_in,) = re.findall(r"^WORKDIR (\S+)$", image, re.MULTILINE) or ["/"]
+    ((source, target),) = re.findall(r"^COPY (\S+) (\S+)$", image, re.MULTILINE)
+    program, *arguments = SERVICES[name]["command"]
+    if program != "python":
+        assert program == "dspy-observe"
+        return
+    assert source == "."  # the build's context, which is this repository
+    script = PurePosixPath(works_in, arguments[0]).relative_to(target)
+    assert (ROOT / script).is_file(), script
 
 
 def test_addresses_agree() -> None:

@@ -10,13 +10,15 @@ import resource
 import signal
 import time
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from dspy_observe.registry import SignatureRegistry
 from tests.servers import wait_until
-from tests.service import ADMIN, NAME, QUESTION, Provider, Redis, Service
+from tests.service import ADMIN, NAME, QUESTION, Provider, Redis, Service, part
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -84,6 +86,35 @@ def test_a_rollback_reaches_every_worker_and_no_kept_answer_of_the_bad_version(s
     service.follows("v1")
     with SignatureRegistry(service.folder / "registry") as registry:
         assert registry.get_version(NAME, "v2").quarantined is not None
+
+
+def test_a_rollback_by_hand_stands_although_the_worker_cannot_follow(tmp_path: Path) -> None:
+    """The version that is back cannot be loaded here: the caller is told so, and the worker serves on what it has."""
+    app, program = part("app"), part("program")
+    with SignatureRegistry(tmp_path / "registry") as registry:
+        program.ensure_deployed(registry)
+        other = registry.load_program(NAME, program.factory)
+        other.quick.predict.signature = other.quick.predict.signature.with_instructions("Answer. Be brief.")
+        registry.register_program(NAME, other, version="v2")
+        registry.deploy_version(NAME, "v2")
+        made: list[Any] = []
+
+        def only_once() -> Any:
+            if made:
+                raise MemoryError
+            made.append(program.factory())
+            return made[0]
+
+        live = app.LiveProgram(registry, NAME, only_once)
+        try:
+            held = app.Parts(app.Settings(), registry, None, live, None, None, None)
+            assert app.rollback(held) == {"version": "v1", "followed": False}
+            assert live.version == "v2"
+            with pytest.raises(app.HTTPException, match="503"):
+                app.reload(held)
+            assert registry.get_deployed_version(NAME).version == "v1"
+        finally:
+            live.close()
 
 
 def test_a_killed_worker_loses_at_most_what_it_was_doing(service: Service) -> None:
