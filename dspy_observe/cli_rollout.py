@@ -12,6 +12,7 @@ import typer
 
 from dspy_observe.cli_options import Actor, Environment, Json, Location, Name, Reason, VersionName, opened
 from dspy_observe.cli_tables import answer_json, details, refuse, refusing, say
+from dspy_observe.registry.core import PRODUCTION
 from dspy_observe.registry.rollouts import BUCKETS, Rollout
 
 __all__ = ["app"]
@@ -66,14 +67,18 @@ def status(
 ) -> None:
     """Show the rollout that runs, or ran last, with every step and why it was taken.
 
+    A program that is frozen takes no step by itself; then the reason is shown (frozen in JSON).
+
     Example: dspy-observe rollout status text_classifier --json
     """
     with opened(registry) as store:
-        found = store.rollout(name, environment=environment)
+        view = store.rollout_view(name, environment=environment)
+    found = view.rollout
     if found is None:
         refuse(f"there was no rollout of {name} in {environment}", as_json=as_json, kind="NoRollout")
+    frozen = view.frozen if found.running else None
     if as_json:
-        answer_json(_plain(found))
+        answer_json({**_plain(found), "frozen": frozen})
         return
     details((
         ("candidate", found.version), ("beside", found.base), ("state", found.state), ("reason", found.reason),
@@ -83,6 +88,12 @@ def status(
         ("experiment", found.experiment), ("generation", found.generation),
     ))  # fmt: skip
     say(*found.history)
+    if frozen is not None:
+        where = "" if environment == PRODUCTION else f" --environment {environment}"
+        say(
+            f"It waits: {name} is frozen in {environment} ({frozen}). It goes on after "
+            f"dspy-observe decisions unfreeze {name}{where}; by hand it can be advanced or stopped as it is."
+        )
 
 
 @app.command()

@@ -60,6 +60,24 @@ def test_a_candidate_is_brought_to_all_traffic_by_hand(place: str) -> None:
         assert pointer.version == "v2"
 
 
+def test_a_candidate_that_waits_for_a_freeze_says_so(place: str) -> None:
+    """With the reason and the way on; no longer when it is unfrozen, nor when the rollout is over."""
+    answer(place, "start", "clf", "v2", "--steps", "10,100")
+    assert answer(place, "status", "clf")["frozen"] is None
+    assert "waits" not in call(place, "status", "clf").stdout
+    with SignatureRegistry(place) as registry:
+        registry.freeze("clf", reason="incident 7")
+        assert answer(place, "status", "clf")["frozen"] == "incident 7"
+        shown = " ".join(call(place, "status", "clf").stdout.split())
+        assert "It waits: clf is frozen in production (incident 7)" in shown
+        assert "dspy-observe decisions unfreeze clf;" in shown
+        registry.unfreeze("clf")
+        assert answer(place, "status", "clf")["frozen"] is None
+        registry.freeze("clf")
+        call(place, "advance", "clf")
+        assert answer(place, "status", "clf")["frozen"] is None
+
+
 def test_a_candidate_is_stopped(place: str) -> None:
     """And quarantined where it is bad."""
     answer(place, "start", "clf", "v2")

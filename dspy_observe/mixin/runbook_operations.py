@@ -203,8 +203,9 @@ SECTIONS: Final = {
                 '(rate(dspy_module_duration_seconds_count{program="$PROGRAM",status!="ok"}[5m])))'
             ),
         ),
-        "Freeze further rollbacks and look outside: provider, tools, data, calling code. When it is mended, deploy "
-        "the version again that was left wrongly: `dspy-observe registry deploy $PROGRAM $VERSION`.",
+        'Freeze further rollbacks (`dspy-observe decisions freeze $PROGRAM --reason "looking outside"`) and look '
+        "there: provider, tools, data, calling code. When it is mended, unfreeze it and deploy the version again that "
+        "was left wrongly: `dspy-observe registry deploy $PROGRAM $VERSION`.",
     ),
     "DSPyRollbackBudgetSpent": Section(
         "The program was rolled back as often as the limits allow within an hour.",
@@ -215,9 +216,9 @@ SECTIONS: Final = {
     ),
     "DSPyRollbackFrozen": Section(
         "Rollbacks of the program are frozen, by a person or because limits were exceeded.",
-        "Regressions are only reported.",
-        (_STATUS, _DECISIONS),
-        "Lift it when its reason is gone.",
+        "Regressions are only reported, and a rollout that runs takes no step by itself.",
+        (_STATUS, _DECISIONS, "dspy-observe rollout status $PROGRAM"),
+        "Lift it when its reason is gone: `dspy-observe decisions unfreeze $PROGRAM`.",
     ),
     "DSPyRedactionFailure": Section(
         "A detector raised while content was redacted.",
