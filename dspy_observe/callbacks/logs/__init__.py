@@ -28,7 +28,7 @@ from typing import Any, Final
 import structlog
 
 from dspy_observe.callbacks.base import RecordCallback
-from dspy_observe.callbacks.rendering import NotApartError, is_structlog, rendered
+from dspy_observe.callbacks.logs.rendering import NotApartError, is_structlog, rendered
 from dspy_observe.conventions import LOG_LM_CALL, LOG_ROOT_CALL, LOG_SCORE
 from dspy_observe.environment import env_default
 from dspy_observe.errors import ConfigurationError
