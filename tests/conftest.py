@@ -18,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from dspy_observe import handoff, safety
+from tests.clock import Clock
 from tests.postgres import Postgres, installed_postgres
 
 STORES = ("files", "sqlite", "postgresql")
@@ -96,6 +97,12 @@ def postgres() -> Iterator[Postgres]:
         yield running
     finally:
         running.remove()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """One clock for everything that a test makes."""
+    return Clock()
 
 
 @pytest.fixture(params=STORES)

@@ -13,28 +13,9 @@ from dspy_observe import Metrics
 from dspy_observe.records import Score
 from dspy_observe.registry import RegistryConfig, SignatureRegistry
 from dspy_observe.rollback.monitor import Monitor, MonitorOptions
+from tests.clock import Clock
 
 Watch = Callable[..., Monitor]
-
-
-class Clock:
-    """A clock that is moved by hand."""
-
-    def __init__(self) -> None:
-        self.now = 1705329022.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def forward(self, seconds: float) -> None:
-        """Move on."""
-        self.now += seconds
-
-
-@pytest.fixture
-def clock() -> Clock:
-    """One clock for registries and monitors."""
-    return Clock()
 
 
 @pytest.fixture

@@ -14,28 +14,9 @@ from dspy_observe.records import RegistryEvent
 from dspy_observe.registry import RegistryConfig, SignatureRegistry
 from dspy_observe.registry.stores import open_store
 from dspy_observe.registry.stores.base import Store
+from tests.clock import Clock
 
 Open = Callable[..., SignatureRegistry]
-
-
-class Clock:
-    """A clock that stands still until it is moved: 2024-01-15 14:30:22 UTC."""
-
-    def __init__(self) -> None:
-        self.now = 1705329022.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def forward(self, seconds: float) -> None:
-        """Move on."""
-        self.now += seconds
-
-
-@pytest.fixture
-def clock() -> Clock:
-    """One clock for all registries of a test."""
-    return Clock()
 
 
 @pytest.fixture

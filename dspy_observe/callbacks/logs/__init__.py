@@ -7,9 +7,10 @@ What you get
 Where the lines go
     To the logger given in :class:`Logs`; else through structlog once the application has configured it; else, as JSON,
     to the standard logger ``dspy_observe.calls``, which stays silent until the application lets its level through.
-    They are written by a thread of ours some milliseconds after the call, in the caller's context variables, so that a
-    logger that blocks holds nobody up. :meth:`LogCallback.flush`, ``Observer.flush()`` and the end of the process wait
-    for them.
+    They are written by a thread of ours within some 50 ms of the call, in the caller's context variables, so that a
+    logger that blocks holds nobody up. A structlog logger that only renders before it writes to a plain file renders
+    the lines of several calls in a row, in the thread of one of them. :meth:`LogCallback.flush`, ``Observer.flush()``
+    and the end of the process wait for them.
 Options
     :class:`Logs`.
 Order and composition
