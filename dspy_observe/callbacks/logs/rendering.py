@@ -8,6 +8,7 @@ three plain file loggers, and none of whose processors is somebody else's. https
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any, Final
 
 import structlog
@@ -42,14 +43,28 @@ def rendered(
         Exception: What a processor raised.
     """
     bound = logger.bind()
-    if not isinstance(bound, BoundLoggerBase) or not _is_own(type(bound)):
+    kind: Any = type(bound)
+    if not isinstance(bound, BoundLoggerBase) or not _is_own(kind):
         raise NotApartError
     plain = bound._logger
     if type(plain) not in _PLAIN or not _only_render(tuple(bound._processors)):
         raise NotApartError
+    method = _method(kind, level)
+    if method is None:
+        return None
+    try:
+        args, kwargs = bound._process_event(method, event, dict(fields))
+    except structlog.DropEvent:
+        return None
+    return getattr(plain, method), tuple(args), kwargs
+
+
+@lru_cache(maxsize=32)
+def _method(kind: Any, level: str) -> str | None:
+    """What a class of bound loggers calls for a level; ``None`` where it lets the level not through."""
     note = _Note()
-    getattr(type(bound)(note, bound._processors, bound._context), level)(event, **fields)
-    return None if note.method is None else (getattr(plain, note.method), note.args, note.kwargs)
+    getattr(kind(note, [lambda *_: ((), {})], {}), level)("probe")
+    return note.method
 
 
 class NotApartError(Exception):
@@ -57,15 +72,13 @@ class NotApartError(Exception):
 
 
 class _Note:
-    """Stands in for the logger that writes, and notes what it is asked to write."""
+    """Stands in for the logger that writes, and notes which method is called."""
 
     method: str | None = None
-    args: tuple[Any, ...] = ()
-    kwargs: Mapping[str, Any] = {}
 
     def __getattr__(self, name: str) -> Callable[..., None]:
-        def note(*args: Any, **kwargs: Any) -> None:
-            self.method, self.args, self.kwargs = name, args, kwargs
+        def note(*_: Any, **__: Any) -> None:
+            self.method = name
 
         return note
 
