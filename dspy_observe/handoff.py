@@ -181,7 +181,7 @@ class Handoff:
         Returns:
             Whether it is.
         """
-        if not self._unready and not self._waiting and self._idle:
+        if not self._has_work() and self._idle and not self._preparing.locked():
             return True
         done = threading.Event()
         self._unready.append((None, lambda: (done.set,)))  # behind all that waits, prepared or not

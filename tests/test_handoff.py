@@ -106,6 +106,36 @@ def test_prepared_work_of_many_threads_is_done_once_each(site: str) -> None:
     assert set(sink.threads).isdisjoint(callers)
 
 
+def test_flush_waits_for_what_a_caller_prepares(site: str) -> None:
+    """It has left one queue and is not in the other yet."""
+    sink, target = Sink(), Handoff(site)
+    free, held = threading.Event(), threading.Event()
+
+    def slowly(number: int) -> tuple[Any, ...] | None:
+        if number < handoff._PREPARED - 1:
+            return None
+        held.set()
+        assert free.wait(20)
+        return (sink.write, number)
+
+    def call() -> None:
+        for number in range(handoff._PREPARED):
+            target.run_prepared(slowly, number)
+
+    caller = threading.Thread(target=call)
+    caller.start()
+    assert held.wait(20)
+    deadline = time.monotonic() + 20
+    while not target._idle:
+        assert time.monotonic() < deadline, "the thread never rested"
+        time.sleep(0.001)
+    assert target.flush(0.0) is False
+    free.set()
+    assert target.flush(20.0)
+    assert sink.lines == [handoff._PREPARED - 1]
+    caller.join()
+
+
 def test_prepared_work_of_an_idle_program_is_done(site: str) -> None:
     """One piece alone, with nobody coming by."""
     sink, target = Sink(), Handoff(site)
