@@ -13,6 +13,7 @@ import typer
 from dspy_observe.cli_options import Actor, Environment, Json, Location, Name, Reason, opened
 from dspy_observe.cli_tables import answer_json, details, refuse, refusing, say, table
 from dspy_observe.errors import ConfigurationError
+from dspy_observe.registry.models import Control
 from dspy_observe.registry.records import Decision
 from dspy_observe.rollback.deciding import approve as approve_decision
 from dspy_observe.rollback.deciding import find, recent
@@ -139,10 +140,7 @@ def freeze(
     """
     with opened(registry) as store:
         made = store.freeze(name, environment=environment, actor=actor, reason=reason)
-    if as_json:
-        answer_json(made.to_dict())
-    else:
-        say(f"{name} is frozen in {environment}: {made.frozen_reason}")
+    _answer(made, f"{name} is frozen in {environment}: {made.frozen_reason}", as_json)
 
 
 @app.command()
@@ -161,10 +159,7 @@ def unfreeze(
     """
     with opened(registry) as store:
         made = store.unfreeze(name, environment=environment, actor=actor, reason=reason)
-    if as_json:
-        answer_json(made.to_dict())
-    else:
-        say(f"{name} is not frozen in {environment}; its mode is {made.mode}")
+    _answer(made, f"{name} is not frozen in {environment}; its mode is {made.mode}", as_json)
 
 
 @app.command()
@@ -188,9 +183,15 @@ def mode(
             if mode is None
             else store.set_mode(name, mode, environment=environment, actor=actor, reason=reason)
         )
-    if as_json:
-        answer_json(made.to_dict())
-    elif mode is None:
+    if mode is None and not as_json:
         details((key.replace("_", " "), value) for key, value in made.to_dict().items())
     else:
-        say(f"the mode of {name} in {environment} is {made.mode}")
+        _answer(made, f"the mode of {name} in {environment} is {made.mode}", as_json)
+
+
+def _answer(made: Control, words: str, as_json: bool) -> None:
+    """Tell how things stand after a switch."""
+    if as_json:
+        answer_json(made.to_dict())
+    else:
+        say(words)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime
 from typing import Any, Final
 
 from dspy_observe.errors import ConfigurationError
@@ -51,15 +50,17 @@ def froze(txn: Transaction, batch: Batch, environment: str, reason: str, actor: 
     if before.frozen:
         return before
     made = replace(before, frozen=True, frozen_reason=reason, frozen_at=batch.time, frozen_by=actor)
-    _keep(txn, environment, made, batch.time, actor, reason)
-    batch.tell("freeze", environment, None, reason=reason, actor=actor)
+    return _kept(txn, batch, environment, made, "freeze", actor, reason)
+
+
+def _kept(
+    txn: Transaction, batch: Batch, environment: str, made: Control, event: str, actor: str | None,
+    reason: str | None, **told: Any,
+) -> Control:  # fmt: skip
+    """Write what holds from now on, and tell it."""
+    txn.set_mark(Mark(CONTROL, environment, "", "", batch.time, actor, reason, made.to_dict()))
+    batch.tell(event, environment, None, **told, reason=reason, actor=actor)
     return made
-
-
-def _keep(
-    txn: Transaction, environment: str, control: Control, at: datetime, actor: str | None, reason: str | None
-) -> None:
-    txn.set_mark(Mark(CONTROL, environment, "", "", at, actor, reason, control.to_dict()))
 
 
 class ControlMethods(DeploymentMethods):
@@ -104,9 +105,7 @@ class ControlMethods(DeploymentMethods):
         def body(txn: Transaction, batch: Batch, who: str | None, why: str | None) -> Control:
             before = control_of(versions.existing(txn), environment)
             made = replace(before, mode=mode, mode_reason=why, mode_at=batch.time, mode_by=who)
-            _keep(txn, environment, made, batch.time, who, why)
-            batch.tell("mode_change", environment, None, mode=mode, previous=before.mode, reason=why, actor=who)
-            return made
+            return _kept(txn, batch, environment, made, "mode_change", who, why, mode=mode, previous=before.mode)
 
         return self._say(name, environment, actor, reason, body)
 
@@ -153,9 +152,7 @@ class ControlMethods(DeploymentMethods):
             made = replace(
                 before, frozen=False, frozen_reason=None, frozen_at=None, frozen_by=None, unfrozen_at=batch.time
             )
-            _keep(txn, environment, made, batch.time, who, why)
-            batch.tell("unfreeze", environment, None, reason=why, actor=who)
-            return made
+            return _kept(txn, batch, environment, made, "unfreeze", who, why)
 
         return self._say(name, environment, actor, reason, body)
 
