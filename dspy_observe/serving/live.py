@@ -24,10 +24,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from os import PathLike
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
-from dspy_observe.errors import ConfigurationError
 from dspy_observe.metrics import Metrics
 from dspy_observe.redaction import redact, redact_name
 from dspy_observe.registry.errors import UnknownSignature
@@ -36,11 +34,12 @@ from dspy_observe.registry.records import Pointer
 from dspy_observe.registry.signatures import SignatureRegistry
 from dspy_observe.serving.errors import NotDeployedError
 from dspy_observe.serving.following import Follower
+from dspy_observe.serving.holding import RegistryHolder
 from dspy_observe.serving.loading import Loader, Serving
 from dspy_observe.serving.series import Seen, Series
 from dspy_observe.serving.streams import Listeners, streamify_each
 
-__all__ = ["LiveProgram", "LiveStatus", "opened", "told"]
+__all__ = ["LiveProgram", "LiveStatus", "told"]
 
 _logger = logging.getLogger("dspy_observe")
 
@@ -90,7 +89,7 @@ class _Trouble:
     retry_at: float
 
 
-class LiveProgram:
+class LiveProgram(RegistryHolder):
     """Calls go to an instance of the deployed version; when the version changes, to an instance of the new one.
 
     It is called like a module, alone or by ``dspy.Parallel``, ``dspy.Evaluate``, ``dspy.asyncify`` and
@@ -136,7 +135,7 @@ class LiveProgram:
         metrics: Metrics | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        self._registry, self._owned = opened(registry)
+        super().__init__(registry)
         self._name = name
         self._environment = environment
         self._fallback = fallback
@@ -156,13 +155,11 @@ class LiveProgram:
         self._drift_at = time.monotonic()
         self._seen = Seen()
         self._events: deque[tuple[str, str | None, dict[str, Any]]] = deque()
-        self._closed = False
         self._serving: Serving = None  # type: ignore[assignment]  # until the first is loaded, below
         try:
             self._serving = self._first()
         except BaseException:
-            if self._owned:
-                self._registry.close()
+            self._let_go()
             raise
         self._speak()
         self._show()
@@ -265,26 +262,9 @@ class LiveProgram:
                 raise TimeoutError(f"{version} does not answer after {timeout_s:g} s: {self.status()}")
             return self._serving
 
-    def close(self) -> None:
-        """Stop following. Calls go on being answered by the version that is there."""
-        if self._closed:
-            return
-        self._closed = True
+    def _stop(self) -> None:
         self._follower.stop()
         self._series.close()
-        if self._owned:
-            self._registry.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self  # copies of a module that holds it follow the same deployment
 
     def __repr__(self) -> str:
         return f"LiveProgram({self._name!r}, environment={self._environment!r}, version={self.version!r})"
@@ -449,23 +429,6 @@ class LiveProgram:
             except IndexError:  # another thread was quicker
                 return
             self._registry.tell(event, self._name, environment=self._environment, version=version, **data)
-
-
-def opened(
-    registry: SignatureRegistry | RegistryConfig | str | PathLike[str],
-) -> tuple[SignatureRegistry, bool]:
-    """A registry, and whether it was opened here and has to be closed.
-
-    Raises:
-        ConfigurationError: It is none and names none.
-    """
-    if isinstance(registry, SignatureRegistry):
-        return registry, False
-    if isinstance(registry, RegistryConfig | str | PathLike):
-        return SignatureRegistry(registry if isinstance(registry, RegistryConfig | str) else str(registry)), True
-    raise ConfigurationError(
-        "registry", f"{type(registry).__name__} is no registry", "Pass a SignatureRegistry, a path or a URL"
-    )
 
 
 def _kind(error: Exception) -> str:

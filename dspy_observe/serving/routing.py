@@ -20,8 +20,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
-from types import TracebackType
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, Protocol
 
 from dspy_observe.errors import ConfigurationError
 from dspy_observe.metrics import Metrics
@@ -29,7 +28,8 @@ from dspy_observe.registry.errors import Conflict, RegistryError
 from dspy_observe.registry.options import RegistryConfig
 from dspy_observe.registry.rollouts import Rollout, RolloutView
 from dspy_observe.registry.signatures import SignatureRegistry
-from dspy_observe.serving.live import LiveProgram, LiveStatus, opened, told
+from dspy_observe.serving.holding import RegistryHolder
+from dspy_observe.serving.live import LiveProgram, LiveStatus, told
 from dspy_observe.serving.loading import Loader, Serving
 from dspy_observe.serving.ramping import Known, Move, next_move
 from dspy_observe.serving.series import Series
@@ -94,7 +94,7 @@ class _Routes:
         return self.canary if role == "canary" else self.control if role == "control" else None
 
 
-class Router:
+class Router(RegistryHolder):
     """Calls go to the deployed version, the candidate, or the version before, by the caller's key.
 
     Args:
@@ -143,7 +143,7 @@ class Router:
     ) -> None:
         if verdicts is not None and not callable(getattr(verdicts, "verdict", None)):
             raise ConfigurationError("verdicts", f"{type(verdicts).__name__} has no verdict()", "Pass the Monitor")
-        self._registry, self._owned = opened(registry)
+        super().__init__(registry)
         self._name = name
         self._environment = environment
         self._verdicts = verdicts
@@ -162,7 +162,6 @@ class Router:
         self._counted_at = time.monotonic()
         self._refresh_s = float(refresh_s) if isinstance(refresh_s, int | float) else 0.0  # LiveProgram refuses others
         self._routes = _Routes(Split(""), 0, counted=False)
-        self._closed = False
         try:
             self._live = LiveProgram(
                 self._registry, name, factory, environment, refresh_s, check=check, fallback=fallback, watch=watch,
@@ -179,8 +178,7 @@ class Router:
                 self._live.close()
                 raise
         except BaseException:
-            if self._owned:
-                self._registry.close()
+            self._let_go()
             raise
 
     def __call__(self, *args: Any, key: Key = None, **inputs: Any) -> Any:
@@ -275,30 +273,13 @@ class Router:
         self.refresh()
         return stopped
 
-    def close(self) -> None:
-        """Stop following. Calls go on being answered as they were."""
-        if self._closed:
-            return
-        self._closed = True
+    def _stop(self) -> None:
         self._live.close()
         with self._turn:
             self._count(now=True)
         if self._shadower is not None:
             self._shadower.close()
         self._series.close()
-        if self._owned:
-            self._registry.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self
 
     def __repr__(self) -> str:
         return f"Router({self._name!r}, environment={self._environment!r}, shares={self.shares()})"
