@@ -382,7 +382,9 @@ CHILD = """
 
     own = Metrics(collector_registry=CollectorRegistry())
     options = dict(min_samples=8, min_step_s=0.05, refresh_s=0.05, metrics=own, steps=[n / 20 for n in range(1, 21)])
-    with Router(sys.argv[1], "bot", Bot, "v2", verdicts=Ok(), **options) as router:
+    # A fixed experiment gives the users fixed arms, whose numbers fit every step's share. By a new one, one run in
+    # a hundred or so has a step whose 5,000 users are split as by a mistake, where the rollout stands still by design.
+    with Router(sys.argv[1], "bot", Bot, "v2", verdicts=Ok(), experiment="ramp", **options) as router:
         print("up", flush=True)
         number = 0
         while router.status().rollout.running:
