@@ -193,6 +193,15 @@ def test_a_folder_that_is_not_there_is_a_refusal(tmp_path: Path) -> None:
     assert {"prometheus/rules.yml", "prometheus/alerts.yml", "grafana/"} <= failed
 
 
+def test_the_runbook_names_the_command_where_it_asks_for_a_freeze() -> None:
+    """Freezing and its end are commands to paste, not words."""
+    text = generate(DashboardOptions())["runbook.md"]
+    sections = dict(re.findall(r"^### (\w+)\n(.*?)(?=^##|\Z)", text, re.MULTILINE | re.DOTALL))
+    assert "`dspy-observe decisions freeze $PROGRAM" in sections["DSPyRollbackDidNotHelp"]
+    for name in ("DSPyRollbackDidNotHelp", "DSPyRollbackBudgetSpent", "DSPyRollbackFrozen"):
+        assert "`dspy-observe decisions unfreeze $PROGRAM" in sections[name], name
+
+
 def test_commands_of_the_runbook_exist() -> None:
     """Whoever is called at night can paste them."""
     text = generate(DashboardOptions())["runbook.md"]

@@ -11,6 +11,7 @@ __all__ = ["SECTIONS"]
 _DECISIONS = "dspy-observe decisions list"
 _STATUS = "dspy-observe registry status $PROGRAM"
 _BACK = "dspy-observe registry rollback $PROGRAM --reason 'why'"
+_UNFREEZE = "dspy-observe decisions unfreeze $PROGRAM"
 _DOCTOR = "dspy-observe doctor"
 _MODEL = "sum by (model, status) (rate(dspy_requests_total[5m]))"
 _COST_BY = "topk(10, sum by (program, version, model) (increase(dspy_cost_usd_total[1h])))"
@@ -204,21 +205,22 @@ SECTIONS: Final = {
             ),
         ),
         'Freeze further rollbacks (`dspy-observe decisions freeze $PROGRAM --reason "looking outside"`) and look '
-        "there: provider, tools, data, calling code. When it is mended, unfreeze it and deploy the version again that "
-        "was left wrongly: `dspy-observe registry deploy $PROGRAM $VERSION`.",
+        "there: provider, tools, data, calling code. When it is mended, lift it (`" + _UNFREEZE + "`) and deploy the "
+        "version again that was left wrongly: `dspy-observe registry deploy $PROGRAM $VERSION`.",
     ),
     "DSPyRollbackBudgetSpent": Section(
         "The program was rolled back as often as the limits allow within an hour.",
         "The next regression stays until a person acts.",
         (_DECISIONS, "dspy-observe registry log $PROGRAM"),
         "Several rollbacks in an hour mean that versions are not the cause, or that each is bad. Stop deploying; the "
-        "budget fills up again by itself.",
+        "budget fills up again by itself, unless one more was asked for meanwhile: that one froze the program, until "
+        "`" + _UNFREEZE + "`.",
     ),
     "DSPyRollbackFrozen": Section(
         "Rollbacks of the program are frozen, by a person or because limits were exceeded.",
         "Regressions are only reported, and a rollout that runs takes no step by itself.",
         (_STATUS, _DECISIONS, "dspy-observe rollout status $PROGRAM"),
-        "Lift it when its reason is gone: `dspy-observe decisions unfreeze $PROGRAM`.",
+        "Lift it when its reason is gone: `" + _UNFREEZE + "`.",
     ),
     "DSPyRedactionFailure": Section(
         "A detector raised while content was redacted.",
