@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import re
 import signal
@@ -142,6 +143,13 @@ class Service:
     def ask(self, question: str = QUESTION) -> httpx.Response:
         """A question."""
         return self.post("/ask", json={"question": question})
+
+    def stream(self, question: str) -> list[tuple[str, dict[str, Any]]]:
+        """A question answered piece by piece: each event's name and data. It begins with 200, whatever comes of it."""
+        reply = self.post("/ask/stream", json={"question": question})
+        assert reply.status_code == 200
+        events = [event.split("\ndata: ") for event in reply.text.strip().split("\n\n")]
+        return [(name.removeprefix("event: "), json.loads(data)) for name, data in events]
 
     def counted(self, name: str, *matchers: str) -> float:
         """The sum of the series of a metric that hold all matchers."""
