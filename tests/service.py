@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import httpx
+import pytest
 
 from dspy_observe.demo.model import StandIn
 from dspy_observe.openai_server import ChatRequest, Failure, OpenAIServer, Reply
@@ -119,7 +120,11 @@ class Service:
             counted = self.counted("dspy_program_duration_seconds_count", 'role="warmup"', 'status="ok"')
             return counted >= max(started, WORKERS) and self.get("/readyz").status_code == 200
 
-        wait_until(warm, f"service: {self.log[-2000:]}", 60)
+        try:
+            wait_until(warm, "service with all workers warm", 60)
+        except pytest.fail.Exception as failed:
+            failed.add_note(self.log[-2000:])
+            raise
 
     @property
     def log(self) -> str:

@@ -16,8 +16,10 @@ from typing import Any, Final
 
 import dspy
 from dspy import lm15
+from dspy.dsp.utils.settings import thread_local_overrides
 
 from dspy_observe.facts.identity import WeakIdentityMap
+from dspy_observe.facts.lm import setting
 from dspy_observe.records import CallKind
 from dspy_observe.redaction.keynames import DEFAULT_ALLOW, DEFAULT_DENY_KEYS, KeyNames
 
@@ -100,7 +102,7 @@ def credentials_ahead(module: Any, inputs: Mapping[str, Any]) -> list[str]:
     given = inputs.get("kwargs")
     if not isinstance(given, Mapping):
         given = {}
-    lms = [dspy.settings.lm, given.get("lm")]
+    lms = [setting(thread_local_overrides.get(), "lm"), given.get("lm")]
     if _looked_up.get(module) is None:
         _looked_up.set(module, True)
         if isinstance(module, dspy.Module):
