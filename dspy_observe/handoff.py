@@ -130,9 +130,11 @@ class Handoff:
     def run_prepared(self, prepare: Callable[..., _Piece | None], *args: Any) -> None:
         """Do soon what ``prepare(*args)`` asks for. Never raises, never blocks for long.
 
+        Both run in the caller's context variables.
+
         Args:
             prepare: Returns a function and its arguments, or ``None`` when nothing is to be done. It is quick, blocks
-                nobody, and is called soon, by any thread, in the caller's context variables.
+                nobody, and is called soon, by any thread.
             *args: Its arguments.
         """
         unready = self._unready
@@ -151,17 +153,18 @@ class Handoff:
 
     def _prepare(self) -> int:
         """Prepare what came, in its order, by the holder of the lock; returns how many pieces."""
-        unready, waiting, before = self._unready, self._waiting, len(self._waiting)
+        unready, prepared = self._unready, 0
         while unready:
             context, prepare, *args = unready.popleft()
             try:
                 piece = context.run(prepare, *args) if context is not None else prepare(*args)
             except Exception as error:  # noqa: BLE001 - a renderer is the application's; what it raises is counted
                 self._failed(error)
-            else:
-                if piece is not None:
-                    waiting.append((None, *piece))
-        return max(0, len(waiting) - before)
+                continue
+            if piece is not None:
+                self._waiting.append((context, *piece))
+                prepared += 1
+        return prepared
 
     def _came(self, pieces: int) -> None:
         """Give way where that is worth it."""

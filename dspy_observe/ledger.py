@@ -268,13 +268,13 @@ class Ledger:
         if entry is not None:
             entry.trace = (_hex_trace(trace_id), f"{span_id:016x}")
 
-    def _place(self, call_id: str, entry: _Entry) -> Plan:
+    def _place(self, call_id: str, entry: _Entry) -> None:
         """Find out where a call stands and what is gathered of it.
 
         Put off for calls of which only a failure matters until they fail, or until something is called from them.
         """
         listed, own = calls.surroundings(entry.instance)
-        plan = entry.plan = self._plan(listed, own)
+        entry.plan = self._plan(listed, own)
         active = entry.active
         if active is not None:
             above = self._open.get(active)
@@ -287,23 +287,20 @@ class Ledger:
                     self._place(active, above)
                 if above.shadow is not None:
                     above = above.shadow
-                if entry.kind == above.kind and calls.is_same_logical_call(entry.kind, entry.instance, above.instance):
+                if _is_same_call(entry, above):
                     entry.shadow = above
                 entry.parent = above.start or self._begin(active, above)
         if entry.kind == "lm":
-            capture = entry.capture = LMCapture(call_id, self.clock.monotonic, meter_streams=plan.meter_streams)
-            capture.install()
+            entry.capture = LMCapture(call_id, self.clock.monotonic, meter_streams=entry.plan.meter_streams)
+            entry.capture.install()
             entry.switch = attempts.switch_of_this_call()
-        return plan
 
     def _shadow_of(self, entry: _Entry) -> _Entry | None:
         """The entry that stands for the same logical call as this one; asked from any thread, so nothing is noted."""
         if entry.plan is not _UNPLACED or entry.active is None:
             return entry.shadow
         above = self._open.get(entry.active)
-        if above is None or above.kind != entry.kind:
-            return None
-        return above if calls.is_same_logical_call(entry.kind, entry.instance, above.instance) else None
+        return above if above is not None and _is_same_call(entry, above) else None
 
     def _begin(self, call_id: str, entry: _Entry) -> CallStart:
         """Describe an open call, which is put off until somebody asks."""
@@ -318,12 +315,8 @@ class Ledger:
         """What the readers of a call need. Worked out anew when DSPy's callbacks change."""
         known, plan = self._planned
         # The very callbacks, not the list: a list that is changed in place must not keep the plan of those it held.
-        if not own and len(listed) == len(known):
-            if len(known) == 1:  # as configure() leaves it
-                if listed[0] is known[0]:
-                    return plan
-            elif all(map(is_, listed, known)):
-                return plan
+        if len(listed) == len(known) and not own and all(map(is_, listed, known)):
+            return plan
         recorders = [callback for callback in (*listed, *own) if isinstance(callback, Recorder)]
         if len(recorders) == 1:
             plan = recorders[0].plan
@@ -468,6 +461,11 @@ _HANDED_OVER: Final = frozenset({"compile", "evaluate"})
 
 _NO_BILL: Final = billing.LMFacts(None, None, None, None, False, None, None, None, None)
 """What is known of the bill of a call that is no LM call, or whose bill could not be read."""
+
+
+def _is_same_call(entry: _Entry, above: _Entry) -> bool:
+    return entry.kind == above.kind and calls.is_same_logical_call(entry.kind, entry.instance, above.instance)
+
 
 _GUARD_CONTENT = safety.guard("ledger.content")
 _GUARD_BILLING = safety.guard("ledger.billing")

@@ -29,7 +29,6 @@ class Reader:
     """Whether the reader wants inputs and outputs, and how."""
     meter_streams: bool = False
     """Whether LiteLLM is asked to report the usage of streams."""
-
     told_of_starts: bool = True
     """Whether a reader that has a :meth:`started` of its own is told of starts."""
 
@@ -151,5 +150,11 @@ class Recorder:
 def without(route: Route, present: Iterable[Route]) -> Route:
     """Leave out readers whose work another callback of the same call already does."""
     taken = {reader.identity for other in present for reader in other.readers + other.on_failure}
-    left = [tuple(reader for reader in part if reader.identity not in taken) for part in route[:4]]
-    return Route(left[0], left[1], left[2], left[3], route.only_failures)
+
+    def left(part: tuple[Reader, ...]) -> tuple[Reader, ...]:
+        return tuple(reader for reader in part if reader.identity not in taken)
+
+    return route._replace(
+        readers=left(route.readers), starters=left(route.starters), on_failure=left(route.on_failure),
+        passive=left(route.passive),
+    )  # fmt: skip

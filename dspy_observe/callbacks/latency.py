@@ -46,8 +46,8 @@ class LatencyCallback(RecordCallback):
         self._adapter_failures = own["dspy_adapter_failures_total"]
         self._in_flight = own["dspy_in_flight_calls"]
         self._open = own["dspy_observe_open_calls"]
-        self._counts_open = self.told_of_starts = own.multiprocess
-        if not self._counts_open:  # the shared files of several processes hold plain numbers, counted up and down
+        self.told_of_starts = own.multiprocess
+        if not self.told_of_starts:  # the shared files of several processes hold plain numbers, counted up and down
             self._open.child().set_function(lambda: LEDGER.open_calls)
             for kind in CALL_KINDS:
                 self._in_flight.child(kind).set_function(partial(LEDGER.open_calls_of, kind))
@@ -58,12 +58,11 @@ class LatencyCallback(RecordCallback):
         return ("latency", id(self._instruments))
 
     def started(self, start: CallStart) -> None:
-        if self._counts_open:
-            self._in_flight.child(start.kind).inc()
-            self._open.child().inc()
+        self._in_flight.child(start.kind).inc()
+        self._open.child().inc()
 
     def finished(self, record: CallRecord) -> None:
-        if self._counts_open and record.kind not in self.failures_only:
+        if self.told_of_starts and record.kind not in self.failures_only:
             self._gone(record.kind)
         kind, status, seconds = record.kind, record.outcome, record.duration_s
         program, version = record.program, record.version
@@ -84,7 +83,7 @@ class LatencyCallback(RecordCallback):
             self._adapter_failures.child(program, version, record.name, stage).inc()
 
     def dropped(self, start: CallStart) -> None:
-        if self._counts_open:
+        if self.told_of_starts:
             self._gone(start.kind)
         self._given_up.child().inc()
 

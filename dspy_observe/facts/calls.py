@@ -134,9 +134,7 @@ def surroundings(instance: object) -> tuple[list[Any], list[Any]]:
         own = object.__getattribute__(instance, "callbacks")
     except AttributeError:
         own = None
-    overrides = thread_local_overrides.get()
-    listed = overrides["callbacks"] if "callbacks" in overrides else main_thread_config["callbacks"]
-    return listed or [], own or []
+    return listed_callbacks(), own or []
 
 
 def active_callbacks(instance: object) -> list[Any]:
@@ -180,7 +178,7 @@ def begin(
     else:
         name, operation = _class_facts(type(instance))  # type: ignore[arg-type]  # classes are hashable
     is_program = False
-    if parent is not None and parent.kind == "module" and not (_tags.references and _tags.get(instance)):
+    if parent is not None and parent.kind == "module" and not (_tags and _tags.get(instance)):
         # The usual case: below a module, whose program it belongs to.
         program, version, role = parent.program, parent.version, parent.role
     else:
@@ -246,7 +244,7 @@ def _identify(
         subject = inputs.get("program")
     elif kind == "compile":
         subject = inputs.get("student")
-    own = _tags.get(subject) if _tags.references else None
+    own = _tags.get(subject) if _tags else None
     trial = kind in ("evaluate", "compile") or (parent is not None and parent.role == "eval")
     if own is not None:
         return own.name, own.version, "eval" if trial else own.role

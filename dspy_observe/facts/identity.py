@@ -37,8 +37,7 @@ class WeakIdentityMap(Generic[V]):
             if references.get(identity) is dead:
                 references.pop(identity, None)
 
-        self.references = references
-        """By identity; to be read only. Asked before all else whether there are any."""
+        self._references = references
         self._forget = forget
 
     def set(self, key: object, value: V) -> bool:
@@ -49,16 +48,16 @@ class WeakIdentityMap(Generic[V]):
             return False
         reference.identity = id(key)
         reference.value = value
-        self.references[id(key)] = reference
+        self._references[id(key)] = reference
         return True
 
     def get(self, key: object) -> V | None:
         """The value attached to this very object, or ``None``."""
-        reference = self.references.get(id(key))
+        reference = self._references.get(id(key))
         if reference is None or reference() is not key:
             return None
         value: V = reference.value
         return value
 
     def __len__(self) -> int:
-        return len(self.references)
+        return len(self._references)

@@ -22,7 +22,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping
-from contextvars import copy_context
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -115,13 +114,13 @@ class LogCallback(RecordCallback):
         logger = self._logger
         if logger is None:
             logger = self._structlog if structlog.is_configured() else self._standard
-        if not isinstance(logger, logging.Logger):
-            if is_structlog(logger):
-                self._handoff.run_prepared(_prepare, logger, level, event, fields_of, subject)
-            else:
-                self._handoff.run(_write, logger, level, event, fields_of, subject)
-        elif logger.isEnabledFor(_NUMBERS[level]):
-            self._handoff.run(_write_json, logger, _NUMBERS[level], event, fields_of, subject)
+        if isinstance(logger, logging.Logger):
+            if logger.isEnabledFor(_NUMBERS[level]):
+                self._handoff.run(_write_json, logger, _NUMBERS[level], event, fields_of, subject)
+        elif is_structlog(logger):
+            self._handoff.run_prepared(_prepare, logger, level, event, fields_of, subject)
+        else:
+            self._handoff.run(_write, logger, level, event, fields_of, subject)
 
 
 def _prepare(
@@ -129,14 +128,10 @@ def _prepare(
 ) -> tuple[Any, ...] | None:
     """Render a line where that alone blocks nobody, and leave the rest for later."""
     try:
-        line = rendered(logger, level, event, fields_of(subject))
+        write = rendered(logger, level, event, fields_of(subject))
     except NotApartError:
-        return (copy_context().run, _write, logger, level, event, fields_of, subject)
-    return None if line is None else (_write_out, *line)
-
-
-def _write_out(write: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    write(*args, **kwargs)
+        return (_write, logger, level, event, fields_of, subject)
+    return None if write is None else (write,)
 
 
 def _write(logger: Any, level: str, event: str, fields_of: Callable[[Any], dict[str, Any]], subject: Any) -> None:

@@ -8,7 +8,7 @@ three plain file loggers, and none of whose processors is somebody else's. https
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Final
 
 import structlog
@@ -24,9 +24,7 @@ def is_structlog(logger: object) -> bool:
     return _is_own(type(logger)) and hasattr(logger, "bind")
 
 
-def rendered(
-    logger: Any, level: str, event: str, fields: Mapping[str, Any]
-) -> tuple[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]] | None:
+def rendered(logger: Any, level: str, event: str, fields: Mapping[str, Any]) -> Callable[[], Any] | None:
     """Render a line as the logger would.
 
     Args:
@@ -36,7 +34,7 @@ def rendered(
         fields: Its fields.
 
     Returns:
-        The function that writes it, and its arguments; ``None`` where the logger's processors drop the line.
+        What writes it; ``None`` where the logger's level or processors drop the line.
 
     Raises:
         NotApartError: The logger does more than render before it writes.
@@ -56,7 +54,7 @@ def rendered(
         args, kwargs = bound._process_event(method, event, dict(fields))
     except structlog.DropEvent:
         return None
-    return getattr(plain, method), tuple(args), kwargs
+    return partial(getattr(plain, method), *args, **kwargs)
 
 
 @lru_cache(maxsize=32)

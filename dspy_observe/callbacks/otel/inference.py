@@ -81,7 +81,7 @@ def open_inference(start: CallStart | CallRecord) -> Inference | None:
     """
     context = context_api.get_current()
     span = context.get(INFERENCE_SPAN_KEY)
-    if span is not None and isinstance(span, Span):
+    if span is not None and isinstance(span, Span):  # the class answers isinstance() slowly, and mostly there is none
         return Inference(span) if span.is_recording() else None
     key, _ = _DATA.get(start.operation or "", _CHAT_DATA)
     data = context.get(key)

@@ -17,8 +17,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, ClassVar, Final, TypeGuard
 
@@ -34,10 +33,11 @@ from opentelemetry.sdk.trace import (
     TracerProvider,
     sampling,
 )
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
 from opentelemetry.trace import Span as AnySpan
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
 from opentelemetry.trace import TracerProvider as AnyProvider
+
+from dspy_observe.callbacks.otel.processors import ignores_starts, only_queues, taker
 
 __all__ = ["CallSpan", "SpanMaker"]
 
@@ -48,10 +48,6 @@ _RANDOM: Final = 2
 """The flag that says that a trace id is random: https://www.w3.org/TR/trace-context-2/#random-trace-id-flag"""
 _FEW_ATTRIBUTES: Final = 64
 """More than any span of ours has before others add to it."""
-_PAUSE_S: Final = 0.0005
-"""How long a caller stands aside for the exporting thread."""
-_GIVE_WAY_EVERY: Final = 64
-"""Spans after which it does so again where the exporter does not keep up: some 20 microseconds a program call."""
 _SDK_METRICS: Final = "OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED"
 _UNSET: Final = Status(StatusCode.UNSET)
 _making = threading.RLock()
@@ -192,7 +188,7 @@ class SpanMaker:
         """Whether ending a span blocks nobody: it is only put into a queue of OpenTelemetry's."""
         self.kind = _kind_for(self.tracer)
         self._processors: tuple[SpanProcessor, ...] | None = None
-        self._takers: tuple[Callable[[ReadableSpan], Any], ...] = ()
+        self.takers: tuple[Callable[[ReadableSpan], Any], ...] = ()
         self._light = False
         self._roots = self._children = False
         self._own = (
@@ -235,7 +231,7 @@ class SpanMaker:
             Exception: What a processor raised; the ones behind it have the span all the same.
         """
         failed: Exception | None = None
-        for take in self._takers:
+        for take in self.takers:
             try:
                 take(span)
             except Exception as error:
@@ -284,12 +280,12 @@ class SpanMaker:
         self._roots, self._children = _always_samples(tracer.sampler)
         self._root_flags = _SAMPLED | (_RANDOM if _is_random(tracer.id_generator) else 0)
         self._light = (
-            all(_ignores_starts(processor) for processor in processors)
+            all(ignores_starts(processor) for processor in processors)
             and limits.max_span_attribute_length is None
             and (most is None or most >= _FEW_ATTRIBUTES)
         )
-        self.quick = all(_only_queues(processor) for processor in processors)
-        self._takers = tuple(map(_taker, processors))
+        self.quick = all(only_queues(processor) for processor in processors)
+        self.takers = tuple(map(taker, processors))
         self._processors = processors
 
 
@@ -306,56 +302,6 @@ def _always_samples(sampler: Any) -> tuple[bool, bool]:
 def _is_random(generator: Any) -> bool:
     asked = getattr(generator, "is_trace_id_random", None)  # newer than the oldest SDK that we work with
     return bool(asked()) if asked is not None else False
-
-
-_NO_START: Final = tuple(kind.on_start for kind in (SpanProcessor, BatchSpanProcessor, SimpleSpanProcessor))
-_NO_ENDING: Final = tuple(
-    getattr(kind, "_on_ending", None) for kind in (SpanProcessor, BatchSpanProcessor, SimpleSpanProcessor)
-)
-
-
-def _ignores_starts(processor: SpanProcessor) -> bool:
-    """Whether a processor does nothing until a span has ended."""
-    kind = type(processor)
-    bare = not {"on_start", "_on_ending"} & set(vars(processor))  # nobody put a function of their own in its place
-    return bare and kind.on_start in _NO_START and getattr(kind, "_on_ending", None) in _NO_ENDING
-
-
-def _only_queues(processor: SpanProcessor) -> bool:
-    """Whether the end of a span never waits for an exporter."""
-    return type(processor) is BatchSpanProcessor or getattr(type(processor), "only_queues", False) is True
-
-
-def _taker(processor: SpanProcessor) -> Callable[[ReadableSpan], Any]:
-    """What takes a finished span that is sampled."""
-    batch = getattr(processor, "_batch_processor", None) if isinstance(processor, BatchSpanProcessor) else None
-    take = processor.on_end
-    if type(processor) is BatchSpanProcessor and "on_end" not in vars(processor):
-        # Its on_end asks whether the span is sampled, which makes the span's context only to find that it is.
-        take = getattr(batch, "emit", None) or take
-    queue, size = getattr(batch, "_queue", None), getattr(batch, "_max_export_batch_size", None)
-    return take if queue is None or size is None else _giving_way(take, queue, size)
-
-
-def _giving_way(take: Callable[[ReadableSpan], Any], queue: Sized, batch_size: int) -> Callable[[ReadableSpan], Any]:
-    """Stand aside for a moment when a batch is full.
-
-    A program that keeps Python busy does not let the SDK's exporting thread run: each ``os.urandom`` of the program,
-    and DSPy makes several a call, wakes the thread in vain, until the queue is full and spans are lost.
-    """
-    behind = 0
-
-    def taking(span: ReadableSpan) -> None:
-        nonlocal behind
-        take(span)
-        if len(queue) < batch_size:
-            behind = 0
-            return
-        if not behind % _GIVE_WAY_EVERY:
-            time.sleep(_PAUSE_S)
-        behind += 1
-
-    return taking
 
 
 @cache
