@@ -1,9 +1,10 @@
-"""OTLP collectors, real ones in small: they decode the protocol's own messages, over HTTP and over gRPC."""
+"""OTLP collectors, real ones in small, over HTTP and over gRPC; those of spans decode the protocol's own messages."""
 
 from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
@@ -14,9 +15,48 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 
-__all__ = ["WAIT_S", "Collector", "GRPCCollector", "HTTPCollector"]
+__all__ = ["WAIT_S", "Collector", "GRPCCollector", "HTTPCollector", "PostServer"]
 
 WAIT_S = 30.0
+
+
+class PostServer:
+    """An HTTP server on 127.0.0.1 that is only posted to, in a ``with`` block."""
+
+    port = 0
+    """Where it listens; 0 is any."""
+    url: str
+
+    def answer(self, path: str, headers: Message, body: bytes) -> tuple[int, bytes]:
+        """Take a body; gives status and reply."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["content-length"]))
+                status, reply = server.answer(self.path, self.headers, body)
+                self.send_response(status)
+                self.send_header("content-type", "application/x-protobuf")
+                self.send_header("content-length", str(len(reply)))
+                self.end_headers()
+                self.wfile.write(reply)
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
+                """Say nothing."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
 
 
 class Collector:
@@ -63,40 +103,20 @@ class Collector:
             assert self.changed.wait_for(lambda: self.requests, WAIT_S)
 
 
-class HTTPCollector(Collector):
+class HTTPCollector(PostServer, Collector):
     """OTLP over HTTP with protobuf bodies."""
 
     protocol = "http/protobuf"
 
-    def __enter__(self) -> Self:
-        collector = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
-                metadata = {name.lower(): value for name, value in self.headers.items()} | {"path": self.path}
-                collector.take(ExportTraceServiceRequest.FromString(body), metadata)
-                reply = ExportTraceServiceResponse().SerializeToString()
-                self.send_response(500 if collector.failing else 200)
-                self.send_header("content-type", "application/x-protobuf")
-                self.send_header("content-length", str(len(reply)))
-                self.end_headers()
-                self.wfile.write(reply)
-
-            def log_message(self, *args: object) -> None:
-                """Say nothing."""
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
-        self._thread.start()
-        return self
+    def answer(self, path: str, headers: Message, body: bytes) -> tuple[int, bytes]:
+        """Take the spans."""
+        metadata = {name.lower(): value for name, value in headers.items()} | {"path": path}
+        self.take(ExportTraceServiceRequest.FromString(body), metadata)
+        return (500 if self.failing else 200), ExportTraceServiceResponse().SerializeToString()
 
     def __exit__(self, *error: object) -> None:
         self.gate.set()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        super().__exit__(*error)
 
 
 class GRPCCollector(Collector):

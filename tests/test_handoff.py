@@ -12,6 +12,7 @@ import threading
 import time
 import uuid
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ import pytest
 from dspy_observe import handoff, safety
 from dspy_observe.handoff import Handoff
 
+CALLERS = 8
 WHO: contextvars.ContextVar[str] = contextvars.ContextVar("who", default="nobody")
 
 
@@ -44,6 +46,16 @@ class Sink:
         self.taken.set()
         assert self.free.wait(20)
         self.lines.append(line)
+
+
+def at_once(call: Callable[[int], None]) -> list[threading.Thread]:
+    """Let several callers do the same, each knowing its number, and wait for them."""
+    callers = [threading.Thread(target=call, args=(who,)) for who in range(CALLERS)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    return callers
 
 
 def test_work_is_done_on_one_thread_in_order_and_in_the_callers_context(site: str) -> None:
@@ -72,13 +84,9 @@ def test_work_of_many_threads_is_done_once_each(site: str) -> None:
         for number in range(100):
             target.run(sink.write, (who, number))
 
-    callers = [threading.Thread(target=call, args=(who,)) for who in range(8)]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join()
+    at_once(call)
     assert target.flush(20.0)
-    for who in range(8):
+    for who in range(CALLERS):
         assert [number for one, number in sink.lines if one == who] == list(range(100))
 
 
@@ -94,13 +102,9 @@ def test_prepared_work_of_many_threads_is_done_once_each(site: str) -> None:
         for number in range(300):
             target.run_prepared(ready, number)
 
-    callers = [threading.Thread(target=call, args=(who,)) for who in range(8)]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join()
+    callers = at_once(call)
     assert target.flush(20.0)
-    for who in range(8):
+    for who in range(CALLERS):
         found = [number for one, number in sink.lines if one == f"caller {who}"]
         assert found == [number for number in range(300) if number % 3]
     assert set(sink.threads).isdisjoint(callers)

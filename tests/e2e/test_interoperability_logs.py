@@ -6,9 +6,8 @@ import asyncio
 import io
 import json
 import logging
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from email.message import Message
 from typing import Any
 
 import dspy
@@ -28,6 +27,7 @@ import dspy_observe
 from dspy_observe.conventions import LOG_LM_CALL, LOG_ROOT_CALL
 from dspy_observe.openai_server import OpenAIServer
 from dspy_observe.openai_server.answers import answer_prompt
+from tests.collectors import PostServer
 
 pytestmark = pytest.mark.e2e
 UNREADABLE = "Which question has no readable answer?"
@@ -144,37 +144,16 @@ def test_json_lines_join_the_exported_spans(
     assert all(ids[line["root_id"]] == line["trace_id"] for line in lines if line["event"] == LOG_LM_CALL)
 
 
-class LogCollector:
+class LogCollector(PostServer):
     """An OTLP collector of log records, in small."""
 
     def __init__(self) -> None:
-        collector = self
         self.requests: list[ExportLogsServiceRequest] = []
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
-                collector.requests.append(ExportLogsServiceRequest.FromString(body))
-                reply = ExportLogsServiceResponse().SerializeToString()
-                self.send_response(200)
-                self.send_header("content-type", "application/x-protobuf")
-                self.send_header("content-length", str(len(reply)))
-                self.end_headers()
-                self.wfile.write(reply)
-
-            def log_message(self, *args: object) -> None:
-                """Say nothing."""
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/v1/logs"
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
-        self._thread.start()
-
-    def close(self) -> None:
-        """Stop serving."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+    def answer(self, path: str, headers: Message, body: bytes) -> tuple[int, bytes]:
+        """Take the log records."""
+        self.requests.append(ExportLogsServiceRequest.FromString(body))
+        return 200, ExportLogsServiceResponse().SerializeToString()
 
     def records(self) -> list[Any]:
         """Every log record so far."""
@@ -202,9 +181,8 @@ class ToOpenTelemetry(logging.Handler):
 @pytest.fixture
 def collector() -> Iterator[LogCollector]:
     """A collector that runs."""
-    collector = LogCollector()
-    yield collector
-    collector.close()
+    with LogCollector() as running:
+        yield running
 
 
 @WAYS
@@ -213,7 +191,7 @@ def test_log_records_over_otlp_join_the_exported_spans(
 ) -> None:
     """The log records that the application exports carry the ids of the call's own span as OTLP fields."""
     logs = LoggerProvider(shutdown_on_exit=False)
-    logs.add_log_record_processor(BatchLogRecordProcessor(OTLPLogExporter(collector.url)))
+    logs.add_log_record_processor(BatchLogRecordProcessor(OTLPLogExporter(f"{collector.url}/v1/logs")))
     logger = logging.getLogger("test.interoperability")
     logger.setLevel(logging.INFO)
     handler = ToOpenTelemetry(logs)

@@ -8,11 +8,10 @@ import io
 import json
 import logging
 import re
-import threading
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Self
+from email.message import Message
+from typing import Any
 
 import structlog
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
@@ -25,6 +24,7 @@ from prometheus_client import CollectorRegistry
 
 from dspy_observe.metrics import render
 from dspy_observe.testing import Capture
+from tests.collectors import PostServer
 from tests.e2e.leaks.secrets import Secret, forms
 
 __all__ = ["Collector", "Lines", "Providers", "leaks", "listed", "pages", "reference", "told"]
@@ -33,38 +33,17 @@ __all__ = ["Collector", "Lines", "Providers", "leaks", "listed", "pages", "refer
 _BREAKS = re.compile(rb"\n|\\+n")
 
 
-class Collector:
+class Collector(PostServer):
     """An OTLP collector over HTTP that keeps the bytes of every body it is sent."""
 
     def __init__(self) -> None:
         self.bodies: list[tuple[str, bytes]] = []
-        collector = self
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                assert "Content-Encoding" not in self.headers, "a compressed body cannot be searched"
-                collector.bodies.append((self.path, body))
-                self.send_response(200)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
-                pass
-
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._http.server_port}"
-        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._http.shutdown()
-        self._http.server_close()
-        self._thread.join()
+    def answer(self, path: str, headers: Message, body: bytes) -> tuple[int, bytes]:
+        """Keep the body."""
+        assert "Content-Encoding" not in headers, "a compressed body cannot be searched"
+        self.bodies.append((path, body))
+        return 200, b""
 
     def bytes_at(self, path: str) -> bytes:
         """Everything sent to one path."""
