@@ -143,13 +143,12 @@ _ADDRESS_BEFORE: Final = re.compile(
 _WORD_BEFORE: Final = re.compile(r"[a-z][\w.\-]{0,30}[ :=/]{1,2}$")
 
 
-def ip_addresses(text: str, lowered: str) -> Iterable[Span]:
+def ip_addresses(text: str, lowered: Lowered) -> Iterable[Span]:
     """IPv4 and IPv6 addresses; four dotted numbers after a word for versions, or small ones after a name, are none."""
-    known = Lowered.of(text, lowered)
     found: list[Span] = []
-    if known.numbers:
-        found.extend(_v4(text, known))
-    if not known.lacks_match(_PAIR_IN_LOWER_CASE):
+    if lowered.numbers:
+        found.extend(_v4(text, lowered))
+    if not lowered.lacks_match(_PAIR_IN_LOWER_CASE):
         found.extend(_v6(text))
     return found
 
@@ -237,9 +236,9 @@ _IBAN: Final = re.compile(
 )
 
 
-def ibans(text: str, lowered: str) -> Iterable[Span]:
+def ibans(text: str, lowered: Lowered) -> Iterable[Span]:
     """International bank account numbers of every registered country, grouped or not, in any case (mod 97)."""
-    first = Lowered.of(text, lowered).letters_digits
+    first = lowered.letters_digits
     return _ibans(text, first) if first >= 0 else ()
 
 

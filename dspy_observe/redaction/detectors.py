@@ -12,6 +12,7 @@ from dspy_observe.redaction import addresses, keys, numbers, secrets
 from dspy_observe.redaction.errors import RedactionConfigError
 from dspy_observe.redaction.keynames import DEFAULT_ALLOW, DEFAULT_DENY_KEYS, KeyNames
 from dspy_observe.redaction.operators import valid_entity
+from dspy_observe.redaction.shape import Lowered
 
 __all__ = ["CREDENTIAL_DETECTORS", "DEFAULT_DETECTORS", "Detector", "Finder", "Span"]
 
@@ -41,8 +42,8 @@ class Detector:
     """Says whether a match is one; ``None`` takes every match."""
     context: tuple[str, ...] = ()
     """If given, one of these words must stand within 40 characters before the match or 20 after it, in any case."""
-    scan: Callable[[str, str], Iterable[Span]] | None = None
-    """A search over the text and its lower-cased copy of the same length."""
+    scan: Callable[[str, Lowered], Iterable[Span]] | None = None
+    """A search over the text and its lower-cased copy: a ``str`` of the same length, which knows the text's shape."""
     number: Callable[[numbers.Run], Iterable[Span]] | None = None
     """A search over one run of digits."""
     gate: tuple[str, ...] = ()
@@ -84,7 +85,7 @@ class Detector:
             lowered: Its lower-case copy of the same length.
         """
         if self.scan is not None:
-            return self.scan(text, lowered)
+            return self.scan(text, Lowered.of(text, lowered))
         return self._matches(text, lowered)
 
     def _matches(self, text: str, lowered: str) -> Iterable[Span]:

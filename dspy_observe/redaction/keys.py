@@ -308,11 +308,10 @@ _NAME: Final = re.compile(r"[a-z]{1,20}(?:[-_.][a-z0-9]{1,10}){0,30}$|[-_.a-z]{0
 _ESCAPE_BEFORE: Final = re.compile(r"(?:\\[nrtbf]|\\u[0-9a-fA-F]{4}|%[0-9A-Fa-f]{2})$")
 
 
-def api_keys(text: str, lowered: str) -> Iterable[Span]:
+def api_keys(text: str, lowered: Lowered) -> Iterable[Span]:
     """Keys of the families, at the beginning of a word. All but the space in one lead are inside long tokens."""
-    known = Lowered.of(text, lowered)
-    windows = known.spans
-    tokens = known.long_tokens if windows else ""
+    windows = lowered.spans
+    tokens = lowered.long_tokens if windows else ""
     if text.isascii():
         if _DRAWN.search(tokens) is None:
             tokens = ""

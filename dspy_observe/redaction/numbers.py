@@ -141,12 +141,12 @@ _DIGITS: Final = re.compile("[0-9]+")
 _LONGEST_ESCAPE: Final = 6  # characters; it may touch a number, or end in what looks like one
 
 
-def runs(text: str, lowered: str) -> Iterator[Run]:
+def runs(text: str, lowered: Lowered) -> Iterator[Run]:
     """The runs of a text that can hold a number of seven digits or more."""
     escapes = "%" in text or ("\\" in text and "\\u" in text)
     if text.isascii():
         pattern = _ESCAPED if escapes else _PLAIN
-        windows = Lowered.of(text, lowered).numbers
+        windows = lowered.numbers
     else:
         pattern, windows = _WIDE_ESCAPED if escapes else _WIDE_PLAIN, [(0, len(text))]
     for start, end in windows:

@@ -22,6 +22,7 @@ from dspy_observe.redaction.operators import Fixed, Label, Mask, replacer
 from dspy_observe.redaction.options import Redaction
 from dspy_observe.redaction.process import environment_secrets
 from dspy_observe.redaction.scan import Hit, Scanner, cut, entity_of
+from dspy_observe.redaction.shape import Lowered
 
 __all__ = ["Redactor", "credentials_only", "redact"]
 
@@ -201,7 +202,7 @@ class Redactor:
         if detector.name == "IP" and detector.scan is not None:
             scope, scan = self.options.ip_scope, detector.scan
 
-            def scoped(text: str, lowered: str) -> Iterable[tuple[int, int]]:
+            def scoped(text: str, lowered: Lowered) -> Iterable[tuple[int, int]]:
                 return [s for s in scan(text, lowered) if validators.ip_scope_includes(text[s[0] : s[1]], scope)]
 
             return replace(detector, scan=scoped)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from itertools import filterfalse
 from typing import Final, NamedTuple
 
 from dspy_observe.redaction import numbers
 from dspy_observe.redaction.detectors import Detector, Finder
 from dspy_observe.redaction.seen import shape_of
-from dspy_observe.redaction.shape import Edit, Lowered
+from dspy_observe.redaction.shape import Edit, Lowered, is_near
 
 __all__ = ["Hit", "Scanner"]
 
@@ -52,7 +53,7 @@ class Scanner:
     ) -> None:
         own = [detector for detector in detectors if isinstance(detector, Detector)]
         self._numbers = tuple((d.name, d.number) for d in own if d.number is not None)
-        self._searches = tuple((d.name, d.gate, d.scan or d.find) for d in own if d.number is None)
+        self._searches = tuple((d.name, *_gate(d.gate), d.scan or d.find) for d in own if d.number is None)
         self._finders = tuple((entity_of(d), d) for d in detectors if not isinstance(d, Detector))
         self._replace = replace
         self._keeps = keeps
@@ -76,10 +77,11 @@ class Scanner:
             while at >= 0:
                 found.append(Hit(at, at + len(secret), "KNOWN_SECRET"))
                 at = text.find(secret, at + len(secret))
-        for name, gate, find in self._searches:
-            if not gate or _passes(gate, lowered):
-                for start, end in find(text, lowered):
-                    found.append(Hit(start, end, name))
+        for name, gate, far, find in self._searches:
+            if gate is not None and lowered.lacks(gate) and not (far and any(map(lowered.__contains__, far))):
+                continue
+            for start, end in find(text, lowered):
+                found.append(Hit(start, end, name))
         if self._numbers:
             for run in numbers.runs(text, lowered):
                 for name, number in self._numbers:
@@ -142,11 +144,9 @@ class Scanner:
         return "".join(parts), edits
 
 
-def _passes(gate: tuple[str, ...], lowered: Lowered) -> bool:
-    for literal in gate:  # noqa: SIM110 - a generator costs more than what it asks
-        if lowered.has(literal):
-            return True
-    return False
+def _gate(literals: tuple[str, ...]) -> tuple[frozenset[str] | None, tuple[str, ...]]:
+    """A detector's gate: literals whose absence a text remembers, and the others; ``None`` when it always searches."""
+    return frozenset(filter(is_near, literals)) if literals else None, tuple(filterfalse(is_near, literals))
 
 
 def entity_of(finder: Finder) -> str:

@@ -35,12 +35,11 @@ def _jwt(head: str) -> re.Pattern[str]:
 _JWTS: Final = tuple((head, _jwt(head)) for head in ("eyJ", "ewog", "ewoJ", "ew0K"))
 
 
-def jwts(text: str, lowered: str) -> Iterable[Span]:
+def jwts(text: str, lowered: Lowered) -> Iterable[Span]:
     """JSON web tokens: base64url of a JSON header, then one to four dotted parts (RFC 7519, RFC 7516)."""
-    known = Lowered.of(text, lowered)
-    if not known.spans:
+    if not lowered.spans:
         return ()
-    tokens = known.long_tokens
+    tokens = lowered.long_tokens
     return [match.span() for head, pattern in _JWTS if head in tokens for match in pattern.finditer(text)]
 
 
@@ -58,14 +57,13 @@ _PUTTY: Final = re.compile(
 _PEM_LIMIT: Final = 32_768  # characters between BEGIN and END; an RSA key of 16 kbit has 12,000
 
 
-def pem_blocks(text: str, lowered: str) -> Iterable[Span]:
+def pem_blocks(text: str, lowered: Lowered) -> Iterable[Span]:
     """Private keys in PEM form with their body, also with escaped line breaks, cut off, or base64-encoded once more."""
-    known = Lowered.of(text, lowered)
     plain = "V" in text and "PRIVATE KEY" in text  # one character is found many times faster
-    if not plain and not known.spans:
+    if not plain and not lowered.spans:
         return ()
     found = list(_plain_pem_blocks(text)) if plain else []
-    tokens = known.long_tokens
+    tokens = lowered.long_tokens
     if "LS0tLS1CRUdJTi" in tokens or "0tLS0tQkVHSU4g" in tokens or "tLS0tLUJFR0lOI" in tokens:
         found.extend([match.span() for match in _PEM_BASE64.finditer(text)])
     if "PuTTY-User-Key-File-" in tokens:
@@ -154,20 +152,19 @@ _SCHEMES: Final = frozenset(
 )
 
 
-def authorization(text: str, lowered: str) -> Iterable[Span]:
+def authorization(text: str, lowered: Lowered) -> Iterable[Span]:
     """Values of ``Authorization`` headers, and ``Bearer``, ``Token`` and ``Basic`` credentials anywhere."""
-    known = Lowered.of(text, lowered)
-    basic = "B" in text and known.has("basic ") and "Basic " in text
+    basic = "B" in text and lowered.has("basic ") and "Basic " in text
     # What follows a scheme is drawn at random, so it is a long token with a digit.
-    scheme = bool(known.spans) and _DIGIT.search(known.long_tokens) is not None and not known.lacks(_BEARERS)
-    if not basic and not scheme and known.lacks(_HEADERS):
+    scheme = bool(lowered.spans) and _DIGIT.search(lowered.long_tokens) is not None and not lowered.lacks(_BEARERS)
+    if not basic and not scheme and lowered.lacks(_HEADERS):
         return ()
     found: list[Span] = []
-    if known.has("auth") and known.has("authorization"):
+    if lowered.has("auth") and lowered.has("authorization"):
         found.extend(_headers(text, lowered))
-    if scheme and (known.has("bearer") or known.has("token ") or "ApiKey " in text):
+    if scheme and (lowered.has("bearer") or lowered.has("token ") or "ApiKey " in text):
         found.extend([m.span("value") for m in _BEARER.finditer(text) if _drawn(m["value"], 16)])
-    if known.has("curl"):
+    if lowered.has("curl"):
         found.extend([m.span("value") for m in _CURL_USER.finditer(text)])
     if basic:
         found.extend([m.span("value") for m in _BASIC.finditer(text) if _is_basic(m["value"])])
@@ -207,9 +204,9 @@ _COOKIE_VALUE: Final = re.compile(
 )
 
 
-def cookies(text: str, lowered: str) -> Iterable[Span]:
+def cookies(text: str, lowered: Lowered) -> Iterable[Span]:
     """Everything that stands in a ``Cookie`` or ``Set-Cookie`` header."""
-    if not Lowered.of(text, lowered).has("cookie"):
+    if not lowered.has("cookie"):
         return ()
     values = [_COOKIE_VALUE.match(text, name.end()) for name in _COOKIE.finditer(lowered)]
     return [match.span() for match in values if match is not None]
@@ -265,18 +262,17 @@ _SAFE: Final = re.compile(
 )
 
 
-def secrets_for(names: KeyNames) -> Callable[[str, str], Iterable[Span]]:
+def secrets_for(names: KeyNames) -> Callable[[str, Lowered], Iterable[Span]]:
     """A search for the values of ``name=value`` under the given names, however it is written.
 
     Plain, quoted, JSON, escaped JSON, ``repr``, YAML, XML, command-line flags, function arguments and Chinese.
     """
 
-    def find(text: str, lowered: str) -> Iterable[Span]:
-        known = Lowered.of(text, lowered)
+    def find(text: str, lowered: Lowered) -> Iterable[Span]:
         found: list[Span | None] = []
-        if not known.lacks(_GATES):
+        if not lowered.lacks(_GATES):
             for gate, word, pattern in _WORDS:
-                if known.has(gate) and known.has(word):
+                if lowered.has(gate) and lowered.has(word):
                     found.extend([_value_of(text, hit, names) for hit in pattern.finditer(lowered)])
         if not text.isascii():
             found.extend([_value_of(text, hit, names) for hit in _CHINESE_WORDS.finditer(text)])

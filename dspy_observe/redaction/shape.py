@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from collections.abc import Set as AbstractSet
+from itertools import filterfalse
 from typing import Final, NamedTuple, Self
 
-__all__ = ["LONGEST_LITERAL", "SHORTEST_NUMBER", "SHORTEST_TOKEN", "TOKEN_CHARS", "Edit", "Lowered", "lower"]
+__all__ = ["LONGEST_LITERAL", "SHORTEST_NUMBER", "SHORTEST_TOKEN", "TOKEN_CHARS", "Edit", "Lowered", "is_near",
+           "lower"]  # fmt: skip
 
 Span = tuple[int, int]
 
@@ -54,6 +55,11 @@ def lower(text: str) -> str:
     return "".join(low if len(low := char.lower()) == 1 else char for char in text)
 
 
+def is_near(literal: str) -> bool:
+    """Whether a literal that was nowhere can only be where a text has changed, or not much farther away."""
+    return len(literal) <= LONGEST_LITERAL and literal.isascii()
+
+
 class Edit(NamedTuple):
     """A stretch of a known text that another text has something else for."""
 
@@ -75,16 +81,15 @@ class Lowered(str):
         edits: How this text came of that one, in order, at least one; read with ``before`` only.
     """
 
-    __slots__ = ("_absent", "_before", "_edits", "_found", "_letters_digits", "_long_tokens", "_missing", "_near",
-                 "_numbers", "_raw", "_spans", "_text")  # fmt: skip
+    __slots__ = ("_before", "_edits", "_letters_digits", "_long_tokens", "_missing", "_near", "_numbers", "_raw",
+                 "_spans", "_text", "_unmatched")  # fmt: skip
 
     _text: str
     _edits: Sequence[Edit]
     _near: str  # what is new, with some of what stands beside it
-    _absent: AbstractSet[str]  # literals that the text before had nowhere
-    _before: tuple[list[Span] | None, list[Span] | None, int | None]  # its spans, numbers, letters_digits
-    _missing: set[str]
-    _found: set[str]
+    _before: tuple[list[Span] | None, list[Span] | None, int | None, set[str]]  # its spans, numbers and so on
+    _missing: set[str]  # literals that are nowhere
+    _unmatched: set[str]  # patterns that are nowhere
     _raw: bytes | None
     _spans: list[Span] | None
     _long_tokens: str | None
@@ -95,18 +100,18 @@ class Lowered(str):
         """Lower the text."""
         if before is None:
             self = super().__new__(cls, lower(text))
-            self._absent = _NOTHING
             self._before = _UNKNOWN
+            self._missing = set()
         else:
             self = super().__new__(cls, _spliced(text, before, edits) if text.isascii() else lower(text))
-            self._absent = before._missing
-            self._before = (before._spans, before._numbers, before._letters_digits)
-            self._near = "\n".join(
+            self._before = (before._spans, before._numbers, before._letters_digits, before._unmatched)
+            self._near = near = "\n".join(
                 [self[max(0, edit.start - LONGEST_LITERAL) : edit.end + LONGEST_LITERAL] for edit in edits]
             )
+            self._missing = set(filterfalse(near.__contains__, before._missing))
         self._text = text
         self._edits = edits
-        self._missing, self._found = set(), set()
+        self._unmatched = set()
         self._raw = self._spans = self._long_tokens = self._numbers = self._letters_digits = None
         return self
 
@@ -153,35 +158,33 @@ class Lowered(str):
         return self._letters_digits
 
     def has(self, literal: str) -> bool:
-        """Whether the lower-cased text has a literal; looks once."""
+        """Whether the lower-cased text has a literal; where it has not, it looks once."""
         if literal in self._missing:
             return False
-        if literal in self._found:
+        if literal in self:
             return True
-        if literal in (self._near if literal in self._absent else self):
-            self._found.add(literal)
-            return True
-        if len(literal) <= LONGEST_LITERAL and literal.isascii():
+        if is_near(literal):
             self._missing.add(literal)
         return False
 
     def lacks(self, literals: frozenset[str]) -> bool:
-        """Whether the lower-cased text has none of some literals, all ASCII and no longer than the longest."""
-        absent = self._absent
-        for literal in literals - self._missing:
-            if literal in (self._near if literal in absent else self):
-                self._found.add(literal)
-                return False
-            self._missing.add(literal)
+        """Whether the lower-cased text has none of some literals, each of which :func:`is_near`."""
+        missing = self._missing
+        if literals <= missing:
+            return True
+        if any(map(self.__contains__, literals - missing)):
+            return False
+        missing |= literals
         return True
 
     def lacks_match(self, pattern: re.Pattern[str]) -> bool:
         """Whether a pattern is nowhere in the lower-cased text; it looks at no more than the longest literal has."""
-        if pattern.pattern in self._missing:
+        source = pattern.pattern
+        if source in self._unmatched:
             return True
-        if pattern.search(self._near if pattern.pattern in self._absent else self) is not None:
+        if pattern.search(self._near if source in self._before[3] else self) is not None:
             return False
-        self._missing.add(pattern.pattern)
+        self._unmatched.add(source)
         return True
 
     @classmethod
@@ -192,14 +195,16 @@ class Lowered(str):
     def _stretches(self, table: bytes, shortest: int, most: int, before: list[Span] | None) -> list[Span]:
         """Where characters of a class go on for so many or more; from those of the text before where it is known."""
         if before is None or len(before) > _MOST_KEPT:
-            return _stretches(self.raw.translate(table), shortest, most)
-        if not before and b"a" * shortest not in _bytes(self._near).translate(table):
-            return []
+            return self._anywhere(table, shortest, most)
+        if b"a" * shortest not in _bytes(self._near).translate(table):
+            kept = _untouched(before, self._edits)
+            if kept is not None:
+                return kept
         spans: list[Span] = []
         number, count, shift, until = 0, len(before), 0, -SHORTEST_TOKEN - 1
         for low, high, low_shift, high_shift in _windows(self._edits):
             if low <= until:  # a long one reaches from edit to edit
-                return _stretches(self.raw.translate(table), shortest, most)
+                return self._anywhere(table, shortest, most)
             start, until = low, high
             while number < count and before[number][0] <= high:
                 if before[number][1] < low:
@@ -209,14 +214,38 @@ class Lowered(str):
                 number += 1
             start, shift = max(0, start + low_shift), high_shift
             found = _stretches(_bytes(self._text[start : until + high_shift]).translate(table), shortest, most)
+            if found is None:
+                return [(0, len(self))]
             spans.extend([(start + at, start + end) for at, end in found])
         spans.extend([(at + shift, end + shift) for at, end in before[number:]])
         return spans if len(spans) <= most else [(0, len(self))]
 
+    def _anywhere(self, table: bytes, shortest: int, most: int) -> list[Span]:
+        """The same, from a look at the whole text."""
+        found = _stretches(self.raw.translate(table), shortest, most)
+        return [(0, len(self))] if found is None else found
 
-_NOTHING: Final[frozenset[str]] = frozenset()
-_UNKNOWN: Final = (None, None, None)
+
+_UNKNOWN: Final[tuple[None, None, None, set[str]]] = (None, None, None, set())
 _MOST_KEPT: Final = 16
+
+
+def _untouched(spans: list[Span], edits: Sequence[Edit]) -> list[Span] | None:
+    """The spans of the known text that no edit touches, where they are now, when none is left of those touched.
+
+    ``None`` where something may be left: of one span that stands for many, or that several edits touch.
+    """
+    kept: list[Span] = []
+    number, count, shift = 0, len(edits), 0
+    for start, end in spans:
+        while number < count and edits[number].old_end <= start:
+            shift = edits[number].end - edits[number].old_end
+            number += 1
+        if number == count or end <= edits[number].old_start:
+            kept.append((start + shift, end + shift))
+        elif start < edits[number].old_start - SHORTEST_TOKEN or end > edits[number].old_end + SHORTEST_TOKEN:
+            return None
+    return kept
 
 
 def _windows(edits: Sequence[Edit]) -> list[tuple[int, int, int, int]]:
@@ -246,8 +275,8 @@ def _bytes(text: str) -> bytes:
     return text.encode("latin-1", "replace")
 
 
-def _stretches(flat: bytes, shortest: int, most: int) -> list[Span]:
-    """Where ``a`` goes on for so many characters or more, in order; everything if at many places."""
+def _stretches(flat: bytes, shortest: int, most: int) -> list[Span] | None:
+    """Where ``a`` goes on for so many characters or more, in order; ``None`` if at many places."""
     spans: list[Span] = []
     needle = b"a" * shortest
     at = flat.find(needle)
@@ -257,6 +286,6 @@ def _stretches(flat: bytes, shortest: int, most: int) -> list[Span]:
             end = len(flat)
         spans.append((at, end))
         if len(spans) > most:
-            return [(0, len(flat))]
+            return None
         at = flat.find(needle, end)
     return spans
