@@ -172,10 +172,10 @@ class Lowered(str):
         missing = self._missing
         if literals <= missing:
             return True
-        if any(map(self.__contains__, literals - missing)):
-            return False
-        missing |= literals
-        return True
+        unknown = literals - missing
+        found = set(filter(self.__contains__, unknown))
+        missing |= unknown - found
+        return not found
 
     def lacks_match(self, pattern: re.Pattern[str]) -> bool:
         """Whether a pattern is nowhere in the lower-cased text; it looks at no more than the longest literal has."""
