@@ -22,11 +22,12 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.benchmarks.memory import WATCHED
+from tests.benchmarks.overhead import ALL, ALL_LONG
 from tests.benchmarks.rounds import THREADS
 
 _PACKAGES: Final = ("dspy", "opentelemetry-sdk", "structlog", "openinference-instrumentation-dspy", "mlflow")
 _FOREIGN: Final = ("OTEL_", "DSPY_", "MLFLOW_", "PROMETHEUS_", "OPENAI_")
-_LIMITS: Final = {"all, configure()": 1.4, "all, redacted content, 4 KB prompt": 1.8}
+_LIMITS: Final = {ALL: 1.4, ALL_LONG: 1.8}
 """What one program call may cost at most."""
 _ROUNDS: Final = {"overhead": 30, "peers": 20}
 _QUICK_ROUNDS: Final = {"overhead": 8, "peers": 6}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, Final
 
 import dspy
 import structlog
@@ -21,7 +21,10 @@ import dspy_observe
 from tests.benchmarks.program import LONG_QUESTION, SHORT_QUESTION, Discard, prepare, report
 from tests.benchmarks.rounds import NO_OP, NO_OP_LONG, Settle, Variant, measure
 
-__all__ = ["everything", "listed", "sink_logger"]
+__all__ = ["ALL", "ALL_LONG", "everything", "listed", "sink_logger", "variants"]
+
+ALL: Final = "all, configure()"
+ALL_LONG: Final = "all, redacted content, 4 KB prompt"
 
 
 class _Sink:
@@ -88,7 +91,8 @@ def everything(capture_content: str) -> Callable[[], AbstractContextManager[Sett
     return install
 
 
-def _variants() -> list[Variant]:
+def variants() -> list[Variant]:
+    """What is timed, each with its own registry, provider and logger."""
     metrics = dspy_observe.Metrics(collector_registry=CollectorRegistry())
     alone = {
         "LatencyCallback": dspy_observe.LatencyCallback(metrics),
@@ -104,11 +108,11 @@ def _variants() -> list[Variant]:
         Variant("no callback", listed(), **short),
         Variant(NO_OP, listed(BaseCallback()), **short),
         *(Variant(name, listed(callback), **short) for name, callback in alone.items()),
-        Variant("all, configure()", everything("none"), **short),
+        Variant(ALL, everything("none"), **short),
         Variant(NO_OP_LONG, listed(BaseCallback()), **long),
-        Variant("all, redacted content, 4 KB prompt", everything("redacted"), **long),
+        Variant(ALL_LONG, everything("redacted"), **long),
     ]
 
 
 if __name__ == "__main__":
-    report(measure(prepare(), _variants(), rounds=int(sys.argv[1])))
+    report(measure(prepare(), variants(), rounds=int(sys.argv[1])))
