@@ -29,7 +29,7 @@ from dspy_observe import safety
 from dspy_observe.conventions import MAX_ENDED_CALLS, MAX_OPEN_CALLS
 from dspy_observe.facts import attempts, billing, calls, content
 from dspy_observe.facts.identity import WeakIdentityMap
-from dspy_observe.facts.lm import LMCapture
+from dspy_observe.facts.lm import LMCapture, Veil
 from dspy_observe.facts.recent import Recent
 from dspy_observe.readers import Plan, Reader, Recorder, Route, without
 from dspy_observe.records import (
@@ -77,7 +77,8 @@ class _Entry:
     """One open call. ``start`` is made when somebody needs it: of most adapter calls nobody does."""
 
     __slots__ = ("active", "admitted", "begun", "capture", "findings", "inputs", "instance", "kind", "parent", "plan",
-                 "raw", "record", "shadow", "start", "started_at", "started_mono", "switch", "trace")  # fmt: skip
+                 "raw", "record", "shadow", "start", "started_at", "started_mono", "switch", "trace",
+                 "veil")  # fmt: skip
 
     def __init__(
         self, kind: CallKind, instance: Any, raw: dict[str, Any], active: str | None, started_at: float
@@ -99,6 +100,7 @@ class _Entry:
         self.record: CallRecord | None = None
         self.trace: tuple[str, str] | None = None
         self.switch: attempts.Switch | None = None
+        self.veil: Veil | None = None
         self.inputs: Any = None
         self.findings: tuple[Finding, ...] = ()
 
@@ -167,6 +169,7 @@ class Ledger:
                 return
             if entry.plan is _UNPLACED:
                 self._place(call_id, entry)
+                entry.veil = Veil.over_taps() if kind == "module" else None
             if entry.shadow is not None:
                 return
             if route.readers and entry.start is None:
@@ -225,6 +228,8 @@ class Ledger:
     def _forget(self, call_id: str, entry: _Entry) -> None:
         """Take an entry out, and remember as much of it as children ask for that start late."""
         self._open.pop(call_id, None)
+        if entry.veil is not None:
+            entry.veil.lift()
         start = entry.start
         if start is not None and entry.kind in _PARENT_KINDS:
             self._ended.remember(
@@ -289,6 +294,8 @@ class Ledger:
                     above = above.shadow
                 if _is_same_call(entry, above):
                     entry.shadow = above
+                if above.capture is not None:
+                    above.capture.delegates = True
                 entry.parent = above.start or self._begin(active, above)
         if entry.kind == "lm":
             entry.capture = LMCapture(call_id, self.clock.monotonic, meter_streams=entry.plan.meter_streams)
@@ -338,7 +345,7 @@ class Ledger:
 
     def _drop(self, entry: _Entry) -> None:
         if entry.capture is not None:
-            entry.capture.closed = True
+            entry.capture.give_up()
         if entry.shadow is not None or entry.start is None:
             return
         for route in entry.admitted.values():

@@ -18,7 +18,7 @@ from dspy.dsp.utils.settings import thread_local_overrides
 from dspy.utils.callback import ACTIVE_CALL_ID
 from dspy.utils.usage_tracker import UsageTracker
 
-from dspy_observe.facts.lm import HistoryTap, LMCapture, StreamTap, UsageTap, report
+from dspy_observe.facts.lm import HistoryTap, LMCapture, StreamTap, UsageTap, Veil, report
 
 REPORT = {"prompt_tokens": 10, "completion_tokens": 5}
 
@@ -137,6 +137,61 @@ def test_the_tap_answers_like_the_tracker_behind_it() -> None:
     assert taps.usages == [REPORT]
     assert tracker.get_total_tokens() == {}
     assert copied.get_total_tokens()["m"]["prompt_tokens"] == 10
+
+
+def test_usage_counted_within_a_call_has_somewhere_to_go() -> None:
+    """``dspy.track_usage()`` inside an LM call adds its counts to the tracker around it, and there is only our tap."""
+    taps = capture()
+    taps.install()
+    with active("c1"), dspy.track_usage() as tracker:
+        tracker.add_usage("inner", REPORT)
+    taps.remove()
+    assert tracker.get_total_tokens()["inner"]["prompt_tokens"] == 10
+    assert taps.usages == []
+
+
+def test_taps_of_a_call_that_never_ended_are_passed_over() -> None:
+    """Its usage tracker is nobody's; what stood there before it is used and brought back to."""
+    tracker = UsageTracker()
+    with dspy.context(usage_tracker=tracker):
+        for number in range(3):
+            capture(f"abandoned {number}").install()
+        taps = capture("c1")
+        taps.install()
+        assert dspy.settings.usage_tracker._inner is tracker
+        with active("c1"):
+            dspy.settings.usage_tracker.add_usage("m", dict(REPORT))
+        taps.remove()
+    assert taps.usages == [REPORT]
+    assert tracker.get_total_tokens()["m"]["prompt_tokens"] == 10
+
+
+def test_a_capture_that_is_given_up_holds_nothing() -> None:
+    """Else those of calls that never end would hold each other."""
+    first, second = capture("one"), capture("two")
+    first.install()
+    second.install()
+    first.give_up()
+    second.give_up()
+    assert (second._before, second._layer, second._taps) == (None, None, {})
+
+
+@pytest.mark.parametrize("tracker", [None, UsageTracker()])
+def test_a_veil_shows_the_settings_without_taps(tracker: UsageTracker | None) -> None:
+    """A module inside an LM call finds the tracker and the callers that it would find without us."""
+    module = dspy.Module()
+    with dspy.context(caller_modules=[module], usage_tracker=tracker, send_stream=None):
+        taps = capture()
+        taps.install()
+        tapped = thread_local_overrides.get()
+        veil = Veil.over_taps()
+        assert veil is not None
+        assert dspy.settings.usage_tracker is tracker
+        assert dspy.settings.caller_modules == [module]
+        assert Veil.over_taps() is None
+        veil.lift()
+        assert thread_local_overrides.get() is tapped
+        taps.remove()
 
 
 def test_the_history_tap_stands_in_front_and_keeps_one_entry_only() -> None:

@@ -286,6 +286,29 @@ def test_failures_only_readers_hear_of_failed_ends_only(ledger: Ledger) -> None:
     assert picky.records[0] is all_of_it.records[1]
 
 
+def test_a_root_that_is_described_late_is_the_program_all_the_same(ledger: Ledger) -> None:
+    """A reader of failures only has it described when something is called from it, amid the modules that call."""
+
+    class Failures(Capture):
+        kinds = frozenset({"module"})
+        failures_only = frozenset({"module"})
+
+    picky = Failures()
+    outer, inner = Answer(), Answer()
+    ledger.open(picky, "module", "outer", outer, {})
+    with active("outer"), dspy.context(caller_modules=[outer]):
+        ledger.open(picky, "module", "inner", inner, {})
+        with active("inner"), dspy.context(caller_modules=[outer, inner]):
+            lm = offline_lm("hi")
+            ledger.open(picky, "lm", "lm", lm, {})
+            ledger.close(picky, "lm", ["hi"], None)
+        ledger.close(picky, "inner", None, ValueError())
+    ledger.close(picky, "outer", None, ValueError())
+    assert [(r.call_id, r.is_program, r.operation) for r in picky.records] == [
+        ("inner", False, None), ("outer", True, "invoke_workflow"),
+    ]  # fmt: skip
+
+
 def test_a_passive_reader_reads_what_others_read_and_nothing_else(ledger: Ledger) -> None:
     """Alone, in a group, and on either side of the callback that asks."""
 

@@ -68,7 +68,7 @@ def gather(
         exception: What it raised, or ``None``.
     """
     entry: Any = capture.entry
-    if entry is None and exception is None:
+    if entry is None and exception is None and not capture.delegates:  # else its outputs are those of another call
         entry = entry_of(outputs)
     if not isinstance(entry, dict):
         entry = {}
@@ -104,6 +104,8 @@ def _cache_hit(
     if exception is not None:
         return None
     if isinstance(instance, dspy.BaseLM):
+        if capture.delegates and capture.entry is None and not capture.usages:
+            return None  # an LM that hands the call on: what the others did is in their own records
         return not capture.usages
     hit = entry.get("cache_hit")  # LMs of other kinds write the flag themselves
     return bool(hit) if hit is not None else None

@@ -7,6 +7,7 @@ import concurrent.futures
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import takewhile
 from typing import Any, Final
 
 import dspy
@@ -183,7 +184,7 @@ def begin(
         program, version, role = parent.program, parent.version, parent.role
     else:
         # Below a module there is a module already; elsewhere DSPy's list of calling modules tells.
-        modules = () if parent is not None and parent.kind == "module" else _caller_modules()
+        modules = () if parent is not None and parent.kind == "module" else _around(instance, _caller_modules())
         is_program = kind == "module" and not modules and (parent is None or parent.kind != "module")
         program, version, role = _identify(kind, instance, inputs, parent, modules)
         if is_program and operation is None:
@@ -218,6 +219,11 @@ def _model_name(instance: Any) -> str:
 def _caller_modules() -> tuple[Any, ...]:
     modules = setting(thread_local_overrides.get(), "caller_modules")
     return tuple(module for module in modules if type(module) is not HistoryTap) if modules else ()
+
+
+def _around(instance: Any, modules: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The modules that call an instance: one that is described late, from within, is itself among those that call."""
+    return tuple(takewhile(lambda module: module is not instance, modules)) if modules else modules
 
 
 @lru_cache(maxsize=1024)

@@ -18,8 +18,9 @@ from typing import Any
 
 from dspy.dsp.utils.settings import main_thread_config, thread_local_overrides
 from dspy.utils.callback import ACTIVE_CALL_ID
+from dspy.utils.usage_tracker import UsageTracker
 
-__all__ = ["HistoryTap", "LMCapture", "report", "setting"]
+__all__ = ["HistoryTap", "LMCapture", "Veil", "report", "setting"]
 
 
 class UsageTap:
@@ -43,7 +44,8 @@ class UsageTap:
         return True
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
+        # ``dspy.track_usage()`` adds what it counted to the tracker around it, and there is none.
+        return getattr(self._inner if self._inner is not None else UsageTracker(), name)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> UsageTap:
         # DSPy copies the tracker for every worker thread; the capture itself must stay the one of its call.
@@ -113,6 +115,7 @@ class LMCapture:
         "_taps",
         "call_id",
         "closed",
+        "delegates",
         "entry",
         "first_chunk_at",
         "now",
@@ -126,6 +129,8 @@ class LMCapture:
         self.entry: Any = None
         self.first_chunk_at: float | None = None
         self.closed = False
+        self.delegates = False
+        """Whether calls were made from within this one: then the LM runs code of its own."""
         self._meter_streams = meter_streams
         self._taps: dict[str, Any] = {}
         self._before: Any = None
@@ -133,10 +138,10 @@ class LMCapture:
 
     def install(self) -> None:
         """Put the taps into the settings of the current context."""
-        before = thread_local_overrides.get()
-        tracker = _alive(setting(before, "usage_tracker"))
+        before, around = thread_local_overrides.get(), ACTIVE_CALL_ID.get()
+        tracker = _alive(setting(before, "usage_tracker"), around)
         modules = setting(before, "caller_modules") or ()
-        stream = _alive(setting(before, "send_stream"))
+        stream = _alive(setting(before, "send_stream"), around)
         taps: dict[str, Any] = {
             "usage_tracker": UsageTap(self, tracker),
             # In front: DSPy and its users look at the last module as the innermost caller.
@@ -169,8 +174,46 @@ class LMCapture:
                     else:
                         restored.pop(key, None)
                 thread_local_overrides.set(restored)
+        self._let_go()
+
+    def give_up(self) -> None:
+        """Keep nothing any more: the call's end will not be told, and its taps stay where they are."""
+        self.closed = True
+        self._let_go()
+
+    def _let_go(self) -> None:
         self._before = self._layer = None
         self._taps = {}
+
+
+class Veil:
+    """Hides the taps from a module that runs where an LM call's are in place, for as long as it runs.
+
+    A program that an LM runs inside its own call must see DSPy's settings as they are without us: DSPy starts a usage
+    tracker only where it finds none. An LM call that never ended leaves its taps behind in the same way.
+    """
+
+    __slots__ = ("_before", "_layer")
+
+    def __init__(self, before: Mapping[str, Any]) -> None:
+        self._before = before
+        hidden = {"usage_tracker": _untapped(before["usage_tracker"])}
+        for name in ("send_stream", "caller_modules"):
+            if name in before:
+                hidden[name] = _untapped(before[name])
+        self._layer = {**before, **hidden}
+        thread_local_overrides.set(self._layer)
+
+    @classmethod
+    def over_taps(cls) -> Veil | None:
+        """Hide the taps of the current context; ``None`` where there are none."""
+        before = thread_local_overrides.get()
+        return cls(before) if type(before.get("usage_tracker")) is UsageTap else None
+
+    def lift(self) -> None:
+        """Show them again, in the context where they were hidden."""
+        if thread_local_overrides.get() is self._layer:
+            thread_local_overrides.set(self._before)
 
 
 def report(entry: Mapping[str, Any]) -> None:
@@ -190,8 +233,24 @@ def setting(overrides: Mapping[str, Any], key: str) -> Any:
     return overrides[key] if key in overrides else main_thread_config.get(key)
 
 
-def _alive(value: Any) -> Any:
-    """Skip taps of calls that have ended: a task started inside an LM call keeps its copy of them."""
-    while isinstance(value, UsageTap | StreamTap) and value._capture.closed:
+def _alive(value: Any, around: str | None) -> Any:
+    """Skip taps of calls that are not around us.
+
+    A task started inside an LM call keeps its copy of them, and a call that never came to its end leaves them behind.
+
+    Args:
+        value: What stands in DSPy's settings.
+        around: DSPy's id of the call in which another one begins.
+    """
+    while isinstance(value, UsageTap | StreamTap) and (value._capture.closed or value._capture.call_id != around):
+        value = value._inner
+    return value
+
+
+def _untapped(value: Any) -> Any:
+    """A setting as it is without us."""
+    if isinstance(value, list | tuple):
+        return [owner for owner in value if type(owner) is not HistoryTap]
+    while isinstance(value, UsageTap | StreamTap):
         value = value._inner
     return value

@@ -10,7 +10,9 @@ import dspy
 import httpx
 import pytest
 from dspy import lm15
+from dspy.dsp.utils.settings import thread_local_overrides
 from dspy.experimental import Noul, TypeSafe
+from dspy.utils.callback import with_callbacks
 
 from dspy_observe import Usage
 from dspy_observe.openai_server import OpenAIServer, Reply, TokenUsage
@@ -161,6 +163,60 @@ def test_an_lm_inside_an_engine_is_billed_to_itself(watch: Watch, server: OpenAI
     assert (first.model_requested, first.parent_id) == ("openai/gpt-4o-mini", second.call_id)
     assert (first.usage and first.usage.prompt, second.usage and second.usage.prompt) == (1001, 10)
     assert len(server.bills) == 1
+
+
+class HandsOn(dspy.BaseLM):
+    """A model that hands its calls on to another one, as routers and caches of one's own do."""
+
+    def __init__(self, inner: dspy.BaseLM) -> None:
+        super().__init__("house/router")
+        self._inner = inner
+
+    @with_callbacks
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._inner(*args, **kwargs)
+
+
+@pytest.mark.parametrize("history", [True, False])
+def test_an_lm_that_hands_its_call_on_is_no_cache_hit(
+    history: bool, watch: Watch, server: OpenAIServer, lm: MakeLM
+) -> None:
+    """What it used is not known of itself: the record of the LM that it asked has the tokens and the cost."""
+    with dspy.context(disable_history=not history):
+        HandsOn(lm())("hello")
+    asked, router = watch.lms
+    assert (router.model_requested, router.cache_hit, router.usage, router.cost_usd) == (
+        "house/router", None, Usage(), None,
+    )  # fmt: skip
+    assert asked.cache_hit is False
+    assert watch.total("dspy_tokens_total") == sum(bill.prompt_tokens + bill.completion_tokens for bill in server.bills)
+
+
+@pytest.mark.parametrize("way", ["tracked by itself", "tracked by setting"])
+def test_a_program_inside_an_engine_counts_as_without_us(way: str, watch: Watch) -> None:
+    """``track_usage`` in code that an LM runs works, and tells the tokens of the LM that the program asked."""
+    inner = offline_lm({"answer": "42"}, model="inner/m")
+    told: list[Any] = []
+
+    def engine(_: Any) -> dict[str, str]:
+        predict = dspy.Predict("question -> answer")
+        if way == "tracked by itself":
+            with dspy.track_usage() as tracker, dspy.context(lm=inner):
+                answer = predict(question="x").answer
+            told.append(tracker.get_total_tokens())
+        else:
+            with dspy.context(lm=inner, track_usage=True):
+                prediction = predict(question="x")
+            answer = prediction.answer
+            told.append(prediction.get_lm_usage())
+        return {"answer": answer}
+
+    offline_lm(engine, model="outer/m")("q")
+    assert [usage["inner/m"]["prompt_tokens"] for usage in told] == [10]
+    assert [(record.model_requested, record.usage and record.usage.prompt) for record in watch.lms] == [
+        ("inner/m", 10), ("outer/m", 10),
+    ]  # fmt: skip
+    assert thread_local_overrides.get().get("usage_tracker") is None
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from opentelemetry.trace import StatusCode
 from prometheus_client import CollectorRegistry
 
 from dspy_observe import LatencyCallback, Metrics
+from dspy_observe.callbacks.otel.context import Layer
 from dspy_observe.facts.lm import LMCapture
 from dspy_observe.facts.recent import Recent
 from dspy_observe.ledger import LEDGER, Ledger, _Entry
@@ -77,6 +78,42 @@ def test_starts_without_ends(observed: Any, answering: Any, small_ledger: Ledger
     lm, module = observed.calls
     assert (lm.parent_id, module.parent_id) == (module.call_id, None)
     assert (lm.usage.prompt, lm.usage.completion) == (10, 5)
+
+
+@pytest.mark.parametrize("kind", ["module", "lm"])
+@pytest.mark.parametrize("direct", [True, False])
+def test_nothing_is_left_of_a_start_without_an_end(
+    observed: Any, answering: Any, small_ledger: Ledger, kind: str, direct: bool
+) -> None:
+    """Case 38: later runs are traces of their own, the application's spans stay where they are, settings are clean."""
+    callbacks = [observed.otel, observed.capture]
+    predict, lm = dspy.Predict("question -> answer"), answering()
+
+    def call() -> object:
+        return lm("hi") if direct and kind == "lm" else predict(question="why?")
+
+    alive = []
+    for _ in range(3):
+        for _ in range(12):
+            with dspy.context(lm=lm, callbacks=[*callbacks, Interrupting(kind)]), pytest.raises(KeyboardInterrupt):
+                call()
+        gc.collect()
+        alive.append(sum(isinstance(thing, Layer | LMCapture) for thing in gc.get_objects()))
+    assert alive[1] == alive[2]
+    observed.records.clear()
+    observed.exporter.clear()
+    with dspy.context(lm=lm, callbacks=callbacks):
+        predict(question="one")
+        with observed.tracer.start_as_current_span("request") as request, dspy.track_usage() as usage:
+            predict(question="two")
+    assert usage.get_total_tokens()
+    ended = [span for span in observed.spans if span.status.status_code is not StatusCode.ERROR]  # not given up
+    one, two = (span for span in ended if span.name.startswith("invoke_workflow"))
+    assert one.parent is None
+    assert two.parent.span_id == request.get_span_context().span_id
+    assert request.parent is None
+    assert len({span.context.trace_id for span in ended}) == 2
+    assert [record.usage.prompt for record in observed.records if record.kind == "lm"] == [10, 10]
 
 
 async def test_many_cancelled_calls(observed: Any, small_ledger: Ledger) -> None:

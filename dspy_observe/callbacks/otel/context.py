@@ -14,6 +14,7 @@ stays current: that library's next spans belong below its own, not below ours. T
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextvars import ContextVar
 from typing import Any, Final
 
 from opentelemetry import context as context_api
@@ -40,6 +41,9 @@ _LAYER: Final = context_api.create_key("dspy_observe.layer")
 _EMPTY: Final = Context()
 _SPAN_KEY: Final = next(iter(set_span_in_context(INVALID_SPAN, Context())))
 _NOTHING: Final[Mapping[str, object]] = {}
+_outermost: ContextVar[str | None] = ContextVar("dspy_observe_outermost", default=None)
+"""The call without a parent that was begun in this very context; who attaches a context of ours elsewhere does not
+bring it along."""
 _put: Final = dict.__setitem__  # a Context refuses; nobody has seen the new one yet
 
 
@@ -123,7 +127,8 @@ class Layers:
             parent = self._open.get(start.parent_id)
             if parent is not None:
                 return parent.context
-        while layer is not None and not layer.open:  # left behind by a callback that restored our ended layer
+        # Left behind: by a callback that restored our ended layer, or by a call of which no end was told.
+        while layer is not None and (not layer.open or self._is_abandoned(layer, start)):
             ambient = layer.previous
             layer = self._own(ambient)
         ended = self.place_of(start.parent_id)
@@ -142,6 +147,9 @@ class Layers:
         """
         previous = context_api.get_current()
         newest = previous.get(_LAYER)
+        while isinstance(newest, Layer) and newest.given_up and newest.context is previous:
+            previous = newest.previous  # nobody else will take it out
+            newest = previous.get(_LAYER)
         below_own = isinstance(newest, Layer) and newest.owner is self and newest.call_id == start.parent_id
         # Directly below a layer of ours, parent_context() has seen to what is current.
         behind = not (below_own and base is previous) and self._stays_current(previous, span)
@@ -150,6 +158,8 @@ class Layers:
             _forget_dead_layers(newest)
         layer = Layer(self, start.call_id, span, base, previous, told, announced)
         self._open[start.call_id] = layer
+        if start.parent_id is None:
+            _outermost.set(start.call_id)
         context_api.attach(Context({**previous, _LAYER: layer}) if behind else layer.context)
 
     def span_of(self, call_id: str | None) -> Span | None:
@@ -173,8 +183,8 @@ class Layers:
     def leave(self, call_id: str, *, given_up: bool = False) -> Span | None:
         """Take a call's span out and restore the context that was there before it.
 
-        The context is left as it is where the call's layer is not the newest in it: in another context, or when
-        somebody else's layer was left behind.
+        The context is left as it is where the call's layer is not in it, or another callback's layer of the same call
+        lies above.
 
         Args:
             call_id: The call.
@@ -195,7 +205,10 @@ class Layers:
         else:
             place = span.get_span_context()
             self._ended.remember(call_id, (place.trace_id, place.span_id, int(place.trace_flags)))
-        if context_api.get_current().get(_LAYER) is layer:
+        if _outermost.get() == call_id:
+            _outermost.set(None)
+        newest = context_api.get_current().get(_LAYER)
+        if newest is layer or _covers_abandoned(newest, layer):
             previous = layer.previous
             below = previous.get(_LAYER)
             # Another callback of ours, listed before this one, left first and could not take its layer from below ours.
@@ -247,9 +260,30 @@ class Layers:
         processor = getattr(span, "_span_processor", None)
         return processor is None or self._processor is None or processor is self._processor
 
+    @staticmethod
+    def _is_abandoned(layer: Layer, start: CallStart) -> bool:
+        """Whether a layer is of a call that never ran: it began in this context, and still no call is around us.
+
+        It is taken as given up then: should it end after all, its children find it by its call id.
+        """
+        if start.parent_id is not None or layer.call_id != _outermost.get():
+            return False
+        layer.open = False
+        layer.given_up = True
+        return True
+
     def _own(self, context: Context) -> Layer | None:
         layer = context.get(_LAYER)
         return layer if isinstance(layer, Layer) and layer.owner is self else None
+
+
+def _covers_abandoned(newest: object, layer: Layer) -> bool:
+    """Whether all layers above one are of calls made from within it: they would have ended before it."""
+    while isinstance(newest, Layer) and newest is not layer:
+        if newest.call_id == layer.call_id:
+            return False
+        newest = newest.previous.get(_LAYER)
+    return newest is layer
 
 
 def _trace_of(span: Any) -> int:
