@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from dspy_observe import safety
 from dspy_observe.conventions import ALERT_ACTION_ROLLBACK
 from dspy_observe.errors import ObserveError
 from dspy_observe.metrics import Instruments
@@ -24,6 +25,10 @@ _ACTOR: Final = "alertmanager"
 _REASON_CHARS: Final = 300
 _REMEMBERED: Final = 50
 """Answers about programs that the registry does not have, which it cannot keep."""
+
+_SITE: Final = "receiver.judge"
+_BOOKING: Final = safety.guard("receiver.book")
+"""A number that cannot be counted is no reason to call what was decided undecided."""
 
 _logger = logging.getLogger("dspy_observe")
 
@@ -89,7 +94,8 @@ class Handler:
         made = Handled()
         for alert in delivery.alerts:
             if alert.is_watchdog:
-                self._watchdog(alert)
+                with _BOOKING:
+                    self._watchdog(alert)
             if alert.action != ALERT_ACTION_ROLLBACK:
                 made.ignored += 1
                 continue
@@ -100,16 +106,27 @@ class Handler:
                 made.unusable += 1
                 made.answers.append({**told, "outcome": "rejected", "reason": str(error), "decision_id": None})
                 continue
-            except ObserveError as error:
+            except Exception as error:  # noqa: BLE001 - it is told, logged and counted, and the next alert is judged
                 made.failed += 1
-                failed = self._numbers["dspy_rollbacks_total"]
-                failed.child(alert.program, alert.environment, "alert", "error").inc()
-                _logger.error("dspy_observe: an alert about %s was not decided: %s", alert.program, error)  # noqa: TRY400
-                made.answers.append({**told, "error": type(error).__name__, "reason": str(error), "decision_id": None})
+                reason = self._failed(alert, error)
+                made.answers.append({**told, "error": type(error).__name__, "reason": reason, "decision_id": None})
                 continue
             made.committed += answer.decision is not None
+            with _BOOKING:
+                self._book(answer, alert)
             made.answers.append({**told, **answer.to_dict()})
         return made
+
+    def _failed(self, alert: Alert, error: Exception) -> str:
+        """Count and log why an alert was not decided; gives what the sender may know of it."""
+        with _BOOKING:
+            self._numbers["dspy_rollbacks_total"].child(alert.program, alert.environment, "alert", "error").inc()
+        if isinstance(error, ObserveError):
+            _logger.error("dspy_observe: an alert about %s was not decided: %s", alert.program, error)
+            return str(error)
+        safety.swallowed(_SITE, error)
+        _logger.error("dspy_observe: an alert about %s could not be judged", alert.program, exc_info=error)
+        return "it could not be judged; see the receiver's log"
 
     def _watchdog(self, alert: Alert) -> None:
         if not alert.firing:
@@ -136,9 +153,7 @@ class Handler:
             if looked.outcome == "rollback" or (looked.outcome == "held" and looked.inputs["mode"] != "off"):
                 running = looked.inputs["deployed"]
                 request = replace(request, fresh=self.prometheus.fresh(alert, program, running or version))
-        answer = settle(self.registry, request, self.limits, starts_at=starts_at, actor=_ACTOR)
-        self._book(answer, alert)
-        return answer
+        return settle(self.registry, request, self.limits, starts_at=starts_at, actor=_ACTOR)
 
     def _book(self, answer: Answer, alert: Alert) -> None:
         place = (answer.program, answer.environment)

@@ -28,7 +28,8 @@ from starlette.routing import Route
 
 from dspy_observe.errors import ConfigurationError, ObserveError
 from dspy_observe.metrics import Metrics, instruments, render
-from dspy_observe.registry.errors import InvalidName, UnknownSignature
+from dspy_observe.registry.errors import CorruptRegistry, InvalidName, UnknownSignature
+from dspy_observe.registry.models import Pointer
 from dspy_observe.registry.signatures import SignatureRegistry
 from dspy_observe.rollback.alerts import AlertError, parse
 from dspy_observe.rollback.deciding import recent
@@ -257,17 +258,25 @@ class _Receiver:
         })  # fmt: skip
 
     def _standings(self) -> list[dict[str, Any]]:
-        rows = []
-        for program in self._registry.list_signatures():
-            for pointer in self._registry.pointers(program):
-                standing = self._registry.standing(program, environment=pointer.environment)
-                rows.append({
-                    "program": program, "environment": pointer.environment, "version": pointer.version,
-                    "deployed_at": pointer.at.isoformat(), "rollback_target": standing.rollback_target,
-                    "control": standing.control.to_dict(),
-                    "last_rollback": standing.rollbacks[-1].at.isoformat() if standing.rollbacks else None,
-                })  # fmt: skip
-        return rows
+        return [
+            self._standing(program, pointer)
+            for program in self._registry.list_signatures()
+            for pointer in self._registry.pointers(program)
+        ]
+
+    def _standing(self, program: str, pointer: Pointer) -> dict[str, Any]:
+        row = {
+            "program": program, "environment": pointer.environment, "version": pointer.version,
+            "deployed_at": pointer.at.isoformat(), "rollback_target": None, "control": None, "last_rollback": None,
+        }  # fmt: skip
+        try:
+            standing = self._registry.standing(program, environment=pointer.environment)
+        except CorruptRegistry as error:  # said in its place: the others are still to be seen
+            return {**row, "error": str(error)}
+        return {
+            **row, "rollback_target": standing.rollback_target, "control": standing.control.to_dict(),
+            "last_rollback": standing.rollbacks[-1].at.isoformat() if standing.rollbacks else None,
+        }  # fmt: skip
 
     async def healthz(self, _: Request) -> Response:
         """Whether the process answers."""

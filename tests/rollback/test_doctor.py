@@ -397,6 +397,25 @@ def test_a_registry_that_cannot_work_is_broken(
     assert Path(location).exists() == there
 
 
+def test_a_mistyped_mode_is_broken_with_the_command_that_mends_it(tmp_path: Path) -> None:
+    """Exit code 1: no alert about this program can be judged until then."""
+    location = tmp_path / "registry"
+    fill(str(location))
+    with SignatureRegistry(location) as registry:
+        registry.set_mode("qa", "approve")
+    file = location / "signatures" / "qa.yml"
+    file.write_text(file.read_text(encoding="utf-8").replace('"approve"', '"aprove"'), encoding="utf-8")
+    done = CliRunner().invoke(app, ["doctor", "--registry", str(location), "--json"])
+    assert done.exit_code == 1, done.output
+    check = one(json.loads(done.stdout), "registry", "readable")
+    assert check["state"] == "broken"
+    said = "qa, control of production: 'aprove' is no mode, only auto, approve, dry-run, off are"
+    assert said in check["found"]
+    command = check["found"].rpartition("dspy-observe ")[2].replace("MODE", "approve").split()
+    assert CliRunner().invoke(app, [*command, "--registry", str(location)]).exit_code == 0
+    assert CliRunner().invoke(app, ["doctor", "--registry", str(location)]).exit_code == 0
+
+
 def test_looking_changes_nothing_in_the_registry(tmp_path: Path, world: World) -> None:
     """What monitors found out is kept as it is."""
     location = str(tmp_path / "registry")

@@ -18,9 +18,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
+from dspy_observe import safety
 from dspy_observe.errors import ConfigurationError
 from dspy_observe.metrics import Metrics
 from dspy_observe.registry import CorruptRegistry, SignatureRegistry, StoreUnavailable
+from dspy_observe.rollback.handling import Handler
 from dspy_observe.rollback.policy import Limits
 from dspy_observe.rollback.receiver import ReceiverOptions, create_app
 from dspy_observe.rollback.tokens import Tokens
@@ -180,6 +182,93 @@ def test_200_when_part_was_stored(
     assert reply.status_code == 200
     assert [one.get("error") for one in reply.json()["decisions"]] == ["StoreUnavailable", None]
     assert deployed(registry, "other") == "a"
+
+
+def mistyped(location: Path) -> SignatureRegistry:
+    """A file registry with two programs; somebody has edited the mode of the first one, and missed a letter."""
+    made = SignatureRegistry(location)
+    for program in ("a", "p"):
+        fill(made, "v1", "v2", program=program)
+    made.set_mode("a", "approve")
+    file = location / "signatures" / "a.yml"
+    before = file.read_text(encoding="utf-8")
+    assert 'mode: "approve"' in before
+    file.write_text(before.replace('mode: "approve"', 'mode: "aprove"'), encoding="utf-8")
+    return made
+
+
+@pytest.mark.parametrize("order", [("a", "p"), ("p", "a")])
+def test_mistyped_mode_of_a_program_keeps_back_no_other(
+    receive: Receive, tmp_path: Path, order: tuple[str, str]
+) -> None:
+    """Wherever its alert stands in the delivery; alone it waits with Alertmanager until the mode is mended."""
+    with mistyped(tmp_path / "files") as registry:
+        made = receive(on=registry)
+        alone = made.post(sample_alert("a", "v2"))
+        assert alone.status_code == 503
+        assert "'aprove' is no mode" in alone.json()["error"]
+        reply = made.post(several(*(sample_alert(program, "v2") for program in order)))
+        assert reply.status_code == 200
+        told = dict(zip(order, reply.json()["decisions"], strict=True))
+        assert told["a"]["error"] == "CorruptRegistry"
+        assert told["p"]["outcome"] == "rollback"
+        assert (deployed(registry, "a"), deployed(registry, "p")) == ("v2", "v1")
+        registry.set_mode("a", "auto")
+        assert made.post(sample_alert("a", "v2")).json()["decisions"][0]["outcome"] == "rollback"
+
+
+def test_mistyped_mode_of_a_program_hides_no_other(receive: Receive, tmp_path: Path) -> None:
+    """The status says it in its place, and the gauges of the programs after it are there."""
+    with mistyped(tmp_path / "files") as registry:
+        made = receive(on=registry)
+        first, second = made.get("/api/v1/status").json()["programs"]
+        assert (first["program"], first["version"], first["control"]) == ("a", "v2", None)
+        assert "'aprove' is no mode" in first["error"]
+        assert (second["program"], second["rollback_target"], "error" in second) == ("p", "v1", False)
+        assert made.client.get("/metrics").status_code == 200
+        assert made.number("dspy_rollback_frozen", program="p", environment="production") == 0
+
+
+def test_fault_of_ours_with_one_alert_is_counted_and_keeps_back_no_other(
+    receive: Receive, registry: SignatureRegistry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The answer names the fault and quotes nothing of it; what was stored is not asked for again."""
+    fill(registry, "a", "b", program="other")
+    real = registry.decide
+
+    def partly(name: str, *arguments: Any, **named: Any) -> Any:
+        if name == "qa":
+            raise RuntimeError("a bug that quotes something")
+        return real(name, *arguments, **named)
+
+    monkeypatch.setattr(registry, "decide", partly)
+    made = receive()
+    assert made.post(sample_alert("qa", "v3")).status_code == 503
+    reply = made.post(several(sample_alert("qa", "v3"), sample_alert("other", "b")))
+    assert reply.status_code == 200
+    first, second = reply.json()["decisions"]
+    assert (first["error"], second["outcome"]) == ("RuntimeError", "rollback")
+    assert "quotes" not in reply.text
+    assert deployed(registry, "other") == "a"
+    assert safety.counts()["receiver.judge"] == 2
+    place = {"program": "qa", "environment": "production", "trigger": "alert", "outcome": "error"}
+    assert made.number("dspy_rollbacks_total", **place) == 2
+    assert "an alert about qa could not be judged" in caplog.text
+
+
+def test_decision_that_cannot_be_counted_is_still_committed(
+    receive: Receive, registry: SignatureRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers are telemetry: their failure is counted, and no reason to send the alert again."""
+    monkeypatch.delenv("DSPY_OBSERVE_STRICT", raising=False)
+
+    def broken(*_: Any) -> None:
+        raise OSError("no room for a number")
+
+    monkeypatch.setattr(Handler, "_book", broken)
+    reply = receive().post(sample_alert("qa", "v3"))
+    assert (reply.status_code, reply.json()["decisions"][0]["outcome"]) == (200, "rollback")
+    assert safety.counts()["receiver.book"] == 1
 
 
 def test_deliveries_beyond_what_fits_are_told_to_come_again(
