@@ -37,7 +37,7 @@ from dspy_observe.rollback.gauges import Gauges
 from dspy_observe.rollback.handling import Handled, Handler
 from dspy_observe.rollback.policy import MODES, Limits
 from dspy_observe.rollback.prometheus import Prometheus
-from dspy_observe.rollback.tokens import TOKEN_VARIABLE, Tokens
+from dspy_observe.rollback.tokens import TOKEN_VARIABLE, Tokens, check_token
 
 __all__ = ["ALERTS_PATH", "ReceiverOptions", "create_app", "serve"]
 
@@ -104,6 +104,7 @@ class ReceiverOptions:
             raise ConfigurationError("listen", f"{self.port!r} is no TCP port", "Use 0 to 65535")
         if not self.host:
             raise ConfigurationError("listen", "the host is missing", "Use 127.0.0.1:9095")
+        check_token(self.token)
         given = self.token_file is not None or bool(self.token)
         if self.insecure and given:
             raise ConfigurationError("insecure", "a token is given, too", "Leave one of them out")

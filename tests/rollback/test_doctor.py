@@ -229,6 +229,18 @@ def test_a_wrong_token_is_told_on_both_sides(world: World, tmp_path: Path) -> No
     assert "battery-staple" not in json.dumps(report)
 
 
+def test_the_token_is_read_as_the_receiver_reads_it(world: World, tmp_path: Path) -> None:
+    """Without a byte order mark and the white space around it; a blank variable is none."""
+    marked = tmp_path / "marked"
+    marked.write_bytes(b"\xef\xbb\xbf" + TOKEN.encode() + b" \r\n")
+    _, report = world.examine(token_file=str(marked), alertmanager_url=None, prometheus_url=None)
+    assert states(report)["receiver", "with the token"] == "ok"
+    arguments = ["doctor", "--registry", world.location, "--receiver-url", world.receiver, "--json"]
+    for given, state in ((f" {TOKEN}\n", "ok"), ("\n", "skipped")):
+        done = CliRunner().invoke(app, arguments, env={"DSPY_OBSERVE_TOKEN": given})
+        assert states(json.loads(done.stdout))["receiver", "with the token"] == state
+
+
 def test_an_alertmanager_that_shows_no_token_is_found(world: World, tmp_path: Path) -> None:
     """Its webhook has no authorization, so the receiver would refuse every alert."""
     with Alertmanager(tmp_path / "am", rollback_config(f"{world.receiver}/api/v1/alerts")) as bare:

@@ -137,6 +137,26 @@ def test_token_file_is_read_again_when_it_changes(receive: Receive, token_file: 
     assert status("battery-staple") == 200
 
 
+def test_token_file_that_becomes_unreadable_leaves_the_last_word(
+    receive: Receive, token_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Bytes that are no text are no server error; the log says what is wrong and quotes none of them."""
+    made = receive(token=None, token_file=token_file)
+    token_file.write_bytes(b"battery-staple\n\xff\n")
+    assert made.get("/api/v1/status").status_code == 200
+    assert "cannot be read (it is no text in UTF-8); the last one holds" in caplog.text
+    assert "battery" not in caplog.text
+    token_file.write_bytes(b"battery-staple\n")
+    assert made.get("/api/v1/status").status_code == 401
+
+
+def test_token_is_what_stands_between_white_space_and_a_byte_order_mark(receive: Receive, token_file: Path) -> None:
+    """As editors and shells leave it, in the file and in the variable."""
+    token_file.write_bytes(b"\xef\xbb\xbf correct-horse \r\n")
+    for options in ({"token": None, "token_file": token_file}, {"token": " correct-horse\n"}):
+        assert receive(**options).get("/api/v1/status").status_code == 200
+
+
 def test_body_limit_holds_with_and_without_a_declared_length(receive: Receive) -> None:
     """413 before the body is kept."""
     made = receive(max_body_bytes=1000)
@@ -393,7 +413,8 @@ def test_old_alert_and_cool_down_follow_the_limits(receive: Receive, registry: S
 @pytest.mark.parametrize(
     ("options", "field"),
     [
-        ({}, "token_file"), ({"token": ""}, "token_file"), ({"insecure": True, "host": "0.0.0.0"}, "insecure"),
+        ({}, "token_file"), ({"token": ""}, "token_file"), ({"token": " \n"}, "token"),
+        ({"token": "\n", "insecure": True}, "token"), ({"insecure": True, "host": "0.0.0.0"}, "insecure"),
         ({"insecure": True, "token": "t"}, "insecure"), ({"token": "t", "port": 70_000}, "listen"),
         ({"token": "t", "host": ""}, "listen"), ({"token": "t", "max_body_bytes": 0}, "max_body_bytes"),
         ({"token": "t", "mode": "on"}, "mode"), ({"token": "t", "tls_cert": Path("c")}, "tls_key"),
@@ -416,6 +437,15 @@ def test_tokens_of_no_use_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").write_text("\n \n", encoding="utf-8")
     with pytest.raises(ConfigurationError, match="no token"):
         Tokens(tmp_path / "empty")
+    (tmp_path / "marked").write_bytes(b"\xef\xbb\xbf\r\n")
+    with pytest.raises(ConfigurationError, match="no token"):
+        Tokens(tmp_path / "marked")
+    (tmp_path / "bytes").write_bytes(b"secret\n\xff\n")
+    with pytest.raises(ConfigurationError, match="no text in UTF-8"):
+        Tokens(tmp_path / "bytes")
+    for blank in (" ", "\n", " \t\r\n"):
+        with pytest.raises(ConfigurationError, match="white space only"):
+            Tokens(token=blank)
     assert not Tokens(token="")
     assert "secret" not in repr(ReceiverOptions(token="secret"))
 
