@@ -16,6 +16,7 @@ from dspy_observe.metrics import Instruments
 from dspy_observe.registry.signatures import SignatureRegistry
 from dspy_observe.rollback.alerts import Alert, AlertError, Delivery
 from dspy_observe.rollback.deciding import Answer, preview, settle
+from dspy_observe.rollback.freshness import Fresh
 from dspy_observe.rollback.policy import Limits, Request
 from dspy_observe.rollback.prometheus import Prometheus
 
@@ -45,6 +46,8 @@ class Handled:
     """Alerts that ask for a rollback and do not say of what."""
     failed: int = 0
     """Alerts whose decision could not be stored."""
+    away: Fresh | None = None
+    """What an alert learned of a Prometheus that did not answer; the alerts after it do not wait for it again."""
 
     @property
     def status(self) -> int:
@@ -101,7 +104,7 @@ class Handler:
                 continue
             told = {"fingerprint": alert.fingerprint, "alertname": alert.name, "status": alert.status}
             try:
-                answer = self._answer(alert, delivery)
+                answer = self._answer(alert, delivery, made)
             except AlertError as error:
                 made.unusable += 1
                 made.answers.append({**told, "outcome": "rejected", "reason": str(error), "decision_id": None})
@@ -136,7 +139,7 @@ class Handler:
             self.watchdog_at = now
         self._numbers["dspy_watchdog_timestamp_seconds"].child().set(now)
 
-    def _answer(self, alert: Alert, delivery: Delivery) -> Answer:
+    def _answer(self, alert: Alert, delivery: Delivery, made: Handled) -> Answer:
         program, version = alert.program, alert.version
         if program is None or version is None:
             missing = "program" if program is None else "version"
@@ -147,12 +150,15 @@ class Handler:
             started_at=alert.starts_at, fingerprint=fingerprint, dry_run=alert.is_dry_run, mode=self.mode,
             signal=alert.signal, reason=_reason(alert), inputs=_inputs(alert, delivery, starts_at),
         )  # fmt: skip
-        if self.prometheus is not None and not alert.is_dry_run:
+        prometheus = self.prometheus
+        if prometheus is not None and not alert.is_dry_run:
             looked = preview(self.registry, request, self.limits, starts_at=starts_at)
             # It would roll back, or wait for a person, who is then to see the figures.
             if looked.outcome == "rollback" or (looked.outcome == "held" and looked.inputs["mode"] != "off"):
                 running = looked.inputs["deployed"]
-                request = replace(request, fresh=self.prometheus.fresh(alert, program, running or version))
+                fresh = made.away or prometheus.fresh(alert, program, running or version)
+                made.away = fresh if fresh.away else None
+                request = replace(request, fresh=fresh)
         return settle(self.registry, request, self.limits, starts_at=starts_at, actor=_ACTOR)
 
     def _book(self, answer: Answer, alert: Alert) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,12 @@ from prometheus_client import CollectorRegistry
 
 from dspy_observe import safety
 from dspy_observe.errors import ConfigurationError
-from dspy_observe.metrics import Metrics
+from dspy_observe.metrics import Metrics, instruments
 from dspy_observe.registry import CorruptRegistry, SignatureRegistry, StoreUnavailable
+from dspy_observe.rollback.alerts import parse
 from dspy_observe.rollback.handling import Handler
 from dspy_observe.rollback.policy import Limits
+from dspy_observe.rollback.prometheus import Prometheus
 from dspy_observe.rollback.receiver import ReceiverOptions, create_app
 from dspy_observe.rollback.tokens import Tokens
 from dspy_observe.testing import sample_alert
@@ -289,6 +293,70 @@ def test_decision_that_cannot_be_counted_is_still_committed(
     reply = receive().post(sample_alert("qa", "v3"))
     assert (reply.status_code, reply.json()["decisions"][0]["outcome"]) == (200, "rollback")
     assert safety.counts()["receiver.book"] == 1
+
+
+@pytest.mark.parametrize("listening", [True, False])
+@pytest.mark.parametrize("unconfirmed", ["hold", "proceed"])
+def test_prometheus_that_is_away_is_asked_once_for_a_delivery(
+    registry: SignatureRegistry, listening: bool, unconfirmed: str
+) -> None:
+    """One that takes connections and says nothing, or refuses them: all alerts are as unconfirmed as the first."""
+    programs = ("qa", "b", "c", "d")
+    for program in (*programs[1:], "later"):
+        fill(registry, "v2", "v3", program=program)
+    requests: list[str] = []
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if listening:
+            server.listen()
+        with Prometheus(f"http://127.0.0.1:{server.getsockname()[1]}", timeout_s=0.2) as asked:
+            asked._client.event_hooks["request"].append(lambda request: requests.append(request.url.path))
+            numbers = instruments(Metrics(collector_registry=CollectorRegistry()))
+            handler = Handler(registry, Limits(unconfirmed=unconfirmed), numbers, prometheus=asked)
+            delivery = parse(several(*(sample_alert(program, "v3") for program in programs)))
+            made = handler.handle(delivery)
+            assert len(requests) == 1
+            handler.handle(parse(sample_alert("later", "v3")))
+            assert len(requests) == 2
+    outcome = {"hold": "held", "proceed": "rollback"}[unconfirmed]
+    assert [one["outcome"] for one in made.answers] == [outcome] * 4
+    for program in programs:
+        fresh = registry.decisions(program)[0].inputs["fresh"]
+        assert (fresh["firing"], fresh["suspect"], fresh["away"]) == (None, None, True)
+        assert fresh["problem"] == ("no answer within 0.2 s" if listening else fresh["problem"])
+
+
+class Picky(BaseHTTPRequestHandler):
+    """A Prometheus that answers no query about qa, and has every other alert firing."""
+
+    def do_GET(self) -> None:
+        bad = "program%3D%22qa%22" in self.path
+        reply = {"status": "error"} if bad else {"status": "success", "data": {"result": [{"metric": {}}]}}
+        body = json.dumps(reply).encode()
+        self.send_response(422 if bad else 200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
+        """Say nothing."""
+
+
+def test_bad_answer_about_one_alert_says_nothing_of_the_next(receive: Receive, registry: SignatureRegistry) -> None:
+    """A Prometheus that answers is asked about each."""
+    fill(registry, "a", "b", program="other")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Picky) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            made = receive(prometheus_url=f"http://127.0.0.1:{server.server_port}")
+            reply = made.post(several(sample_alert("qa", "v3"), sample_alert("other", "b")))
+        finally:
+            server.shutdown()
+            thread.join()
+    first, second = reply.json()["decisions"]
+    assert (first["outcome"], second["outcome"]) == ("held", "rollback")
+    assert "HTTP 422" in first["reason"]
 
 
 def test_deliveries_beyond_what_fits_are_told_to_come_again(
