@@ -183,8 +183,11 @@ def _reason(alert: Alert) -> str:
 
 
 def _inputs(alert: Alert, delivery: Delivery, starts_at: str) -> dict[str, Any]:
+    labels = alert.kept_labels
+    left_out = len(alert.labels) - len(labels)
     return {
-        "labels": dict(alert.labels), "status": alert.status, "starts_at": starts_at,
+        "labels": labels, **({"labels_left_out": left_out} if left_out else {}),
+        "status": alert.status, "starts_at": starts_at,
         "ends_at": None if alert.ends_at is None else alert.ends_at.isoformat(), "fingerprint": alert.fingerprint,
         "generator_url": alert.generator_url, "group_key": delivery.group_key, "receiver": delivery.receiver,
         "external_url": delivery.external_url, "truncated_alerts": delivery.truncated_alerts,

@@ -80,6 +80,16 @@ def test_each_alert_of_a_delivery_is_judged_by_itself(receive: Receive, registry
     assert registry.decisions("other")[-1].inputs["truncated_alerts"] == 12
 
 
+def test_what_is_too_large_to_store_keeps_no_alert_back(receive: Receive, registry: SignatureRegistry) -> None:
+    """A count beyond signed 64 bits, and labels of absurd length: the decision says that some are left out."""
+    body = sample_alert("qa", "v3", labels={"l" * 1100: "x", "value": "y" * 5000})
+    reply = receive().post({**body, "truncatedAlerts": 2**63})
+    assert (reply.status_code, deployed(registry)) == (200, "v2")
+    inputs = registry.decisions("qa")[0].inputs
+    assert (inputs["truncated_alerts"], inputs["labels_left_out"]) == (2**63 - 1, 2)
+    assert inputs["labels"] == sample_alert("qa", "v3")["alerts"][0]["labels"]
+
+
 @pytest.mark.parametrize("label", ["program", "version"])
 def test_30_alert_that_does_not_say_of_what_is_a_bad_request(receive: Receive, label: str) -> None:
     """The rule is wrong, and sending again mends nothing."""
