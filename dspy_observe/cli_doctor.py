@@ -81,9 +81,9 @@ def _token(file: Path | None) -> str | None:
     from dspy_observe.rollback.tokens import TOKEN_VARIABLE
 
     if file is None:
-        return os.environ.get(TOKEN_VARIABLE) or None
+        return os.environ.get(TOKEN_VARIABLE, "").strip() or None
     try:
-        lines = file.read_text(encoding="utf-8").split()
+        lines = file.read_text(encoding="utf-8-sig").split()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError("--token-file", f"{file} cannot be read ({error})", "Name another") from None
     if not lines:

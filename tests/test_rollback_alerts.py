@@ -102,6 +102,23 @@ def test_labels_say_what_an_alert_is_and_may_do() -> None:
     assert not only(changed(labels={"dspy_dry_run": "false"})).is_dry_run
 
 
+def test_labels_of_absurd_length_are_not_kept_and_still_tell_alerts_apart() -> None:
+    """The fingerprint is of all labels; what is left out is left out whole."""
+    labels = {"n" * 200: "short", "program": "qa", "value": "v" * 4000}
+    long = {**labels, "n" * 201: "short", "longer": "v" * 4001}
+    alert = only(changed(labels=long, fingerprint=...))
+    assert alert.kept_labels == labels
+    assert alert.labels == long
+    assert alert.fingerprint != only(changed(labels=labels, fingerprint=...)).fingerprint
+    assert only(RECEIVED).kept_labels == RECEIVED["alerts"][0]["labels"]  # type: ignore[index]
+
+
+@pytest.mark.parametrize("count", [0, 12, 2**63 - 1, 2**63, 2**64 - 1, 10**40])
+def test_count_of_truncated_alerts_is_as_large_as_can_be_stored(count: int) -> None:
+    """Alertmanager's own has 64 bits without a sign."""
+    assert parse({**RECEIVED, "truncatedAlerts": count}).truncated_alerts == min(count, 2**63 - 1)
+
+
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe", "NaN", "[" * 100_000, "1" * 10_000, '{"a": Infinity}'])
 def test_what_is_not_json_is_refused(body: Any) -> None:
     """Cut off, not text, too deep, or numbers that JSON does not have."""

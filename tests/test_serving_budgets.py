@@ -246,6 +246,15 @@ def test_the_heaviest_user_of_each_program_is_a_metric(books: Books) -> None:
     assert books.budgets.top_users() == []
 
 
+def test_id_that_is_no_utf_8_is_a_user_like_any_other(books: Books) -> None:
+    """As the operating system hands on bytes that are no text; whoever else is booked is somebody else."""
+    pseudonyms = {books.budgets.pseudonym(user) for user in ("\ud800", "\udcff", "anna")}
+    assert len(pseudonyms) == 3
+    with books.budgets.user("\ud800", enforce=True):
+        program()(question="?")
+    assert (books.budgets.used("\ud800"), books.budgets.used("\udcff")) == (CALL, 0)
+
+
 def test_ids_never_leave_the_process(books: Books, caplog: pytest.LogCaptureFixture) -> None:
     """Records, spans, log lines, metrics and errors hold the pseudonym only."""
     exporter, provider = InMemorySpanExporter(), TracerProvider()

@@ -22,7 +22,7 @@ from dspy_observe.registry.records import FieldFault, Mark
 from dspy_observe.registry.stores.base import Transaction, View
 from dspy_observe.registry.values import scrubbed_text
 
-__all__ = ["CONTROL", "MODES", "ControlMethods", "control_of", "froze"]
+__all__ = ["CONTROL", "MODES", "ControlMethods", "control_of", "froze", "written_control"]
 
 CONTROL: Final = "control"
 """Kind of the mark; its key is the environment."""
@@ -31,6 +31,20 @@ MODES: Final = ("auto", "approve", "dry-run", "off")
 
 def control_of(view: View, environment: str) -> Control:
     """What holds in an environment; nobody having said anything, automatic rollback is on.
+
+    Raises:
+        CorruptRegistry: What stands in the store is no control state, or a mode that does not exist.
+    """
+    made = written_control(view, environment)
+    if made.mode not in MODES:
+        mend = f"dspy-observe decisions mode {view.name} -e {environment} MODE"
+        problem = f"{made.mode!r:.60} is no mode, only {', '.join(MODES)} are; say it anew with {mend}"
+        raise CorruptRegistry(f"{view.name}, control of {environment}", None, problem)
+    return made
+
+
+def written_control(view: View, environment: str) -> Control:
+    """What was written, with whatever mode: for those who look only at the freeze, or say the mode anew.
 
     Raises:
         CorruptRegistry: What stands in the store is no control state.
@@ -46,7 +60,7 @@ def control_of(view: View, environment: str) -> Control:
 
 def froze(txn: Transaction, batch: Batch, environment: str, reason: str, actor: str | None) -> Control:
     """Freeze an environment on a transaction; one that is frozen keeps its first reason."""
-    before = control_of(txn, environment)
+    before = written_control(txn, environment)
     if before.frozen:
         return before
     made = replace(before, frozen=True, frozen_reason=reason, frozen_at=batch.time, frozen_by=actor)
@@ -71,6 +85,7 @@ class ControlMethods(DeploymentMethods):
 
         Raises:
             UnknownSignature: There is no such signature.
+            CorruptRegistry: A mode is written there that does not exist.
         """
         self._check(name, environment=environment)
         with self._read(name) as view:
@@ -103,7 +118,7 @@ class ControlMethods(DeploymentMethods):
             raise ConfigurationError("mode", f"{mode!r} is not known", f"Use one of {', '.join(MODES)}")
 
         def body(txn: Transaction, batch: Batch, who: str | None, why: str | None) -> Control:
-            before = control_of(versions.existing(txn), environment)
+            before = written_control(versions.existing(txn), environment)
             made = replace(before, mode=mode, mode_reason=why, mode_at=batch.time, mode_by=who)
             return _kept(txn, batch, environment, made, "mode_change", who, why, mode=mode, previous=before.mode)
 
@@ -146,7 +161,7 @@ class ControlMethods(DeploymentMethods):
         """
 
         def body(txn: Transaction, batch: Batch, who: str | None, why: str | None) -> Control:
-            before = control_of(versions.existing(txn), environment)
+            before = written_control(versions.existing(txn), environment)
             if not before.frozen:
                 return before
             made = replace(

@@ -61,6 +61,7 @@ class DecisionMethods(ControlMethods):
 
         Raises:
             UnknownSignature: There is no such signature.
+            CorruptRegistry: What is written there cannot be judged, such as a mode that does not exist.
             StoreUnavailable: Nothing was stored.
         """
         self._check(name, environment=environment)

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from dspy_observe.errors import ConfigurationError
 from dspy_observe.registry import deployments, versions
-from dspy_observe.registry.controlling import control_of
+from dspy_observe.registry.controlling import written_control
 from dspy_observe.registry.core import PRODUCTION, at_now
 from dspy_observe.registry.deploying import DeploymentMethods
 from dspy_observe.registry.engine import Batch
@@ -207,7 +207,7 @@ class RolloutMethods(DeploymentMethods):
         with self._read(name) as view:
             rollout = rollout_of(view, environment)
             record = None if pinned is None else versions.resolve(view, pinned)
-            control = control_of(view, environment)
+            control = written_control(view, environment)
             candidate, base = (None, None) if rollout is None else (rollout.version_hash, rollout.base_hash)
             return RolloutView(
                 rollout, view.pointer(environment), bad(view, candidate), bad(view, base),

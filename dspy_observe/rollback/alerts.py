@@ -23,6 +23,11 @@ _NEVER: Final = 1
 """Go's zero time, 0001-01-01T00:00:00Z, stands for an end that is not known."""
 _FINGERPRINT_DIGITS: Final = 16
 _LONGEST_FINGERPRINT: Final = 200
+_LONGEST_NAME: Final = 200
+_LONGEST_VALUE: Final = 4_000
+"""Characters of a label that is kept with a decision; Prometheus itself sets no limit."""
+_MOST_TRUNCATED: Final = 2**63 - 1
+"""Alertmanager counts in unsigned 64 bits, and the registry stores signed ones."""
 _TRUE: Final = frozenset({"true", "1", "yes", "on"})
 
 
@@ -92,6 +97,17 @@ class Alert:
         return self.labels.get(ALERT_DRY_RUN, "").lower() in _TRUE
 
     @property
+    def kept_labels(self) -> dict[str, str]:
+        """What a decision keeps of the labels: all but those whose name or value is too long for a store to keep.
+
+        They are left out whole, as a part of one could be a part of a credential that nobody recognizes any more.
+        """
+        return {
+            name: value for name, value in self.labels.items()
+            if len(name) <= _LONGEST_NAME and len(value) <= _LONGEST_VALUE
+        }  # fmt: skip
+
+    @property
     def key(self) -> tuple[str, str]:
         """Fingerprint and start, the same in every delivery of one episode whatever way the time was written."""
         return self.fingerprint, self.starts_at.isoformat(timespec="microseconds")
@@ -107,7 +123,7 @@ class Delivery:
     receiver: str
     status: str
     truncated_alerts: int
-    """How many alerts ``max_alerts`` cut off."""
+    """How many alerts ``max_alerts`` cut off, at most 2**63 - 1."""
     external_url: str
 
 
@@ -133,7 +149,8 @@ def parse(body: bytes | str | Mapping[str, Any]) -> Delivery:
         _refuse("truncatedAlerts has to be a whole number from 0 up")
     return Delivery(
         tuple(_alert(row, f"alerts[{place}]") for place, row in enumerate(rows)), _text(data, "groupKey", ""),
-        _text(data, "receiver", ""), _text(data, "status", ""), truncated, _text(data, "externalURL", ""),
+        _text(data, "receiver", ""), _text(data, "status", ""),
+        min(truncated, _MOST_TRUNCATED), _text(data, "externalURL", ""),
     )  # fmt: skip
 
 

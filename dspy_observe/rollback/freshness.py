@@ -85,6 +85,8 @@ class Fresh:
     """Seconds that the counts cover."""
     problem: str | None = None
     """Why Prometheus could not tell; ``None`` when it could."""
+    away: bool = False
+    """Whether it did not answer at all: asked again at once, it would only be waited for again."""
 
     def words(self) -> str:
         """The figures in one line."""

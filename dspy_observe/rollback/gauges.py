@@ -10,6 +10,7 @@ from typing import Final
 from dspy_observe import safety
 from dspy_observe.errors import ObserveError
 from dspy_observe.metrics import Instruments
+from dspy_observe.registry.errors import CorruptRegistry
 from dspy_observe.registry.signatures import SignatureRegistry
 from dspy_observe.rollback.policy import OUTCOMES, Limits
 
@@ -37,16 +38,25 @@ class Gauges:
         self._next = 0.0
 
     def refresh(self) -> None:
-        """Look again; where the registry does not answer, what was shown stays, and the failure is counted."""
+        """Look again; where the registry does not answer, what was shown stays, and the failure is counted.
+
+        A program that cannot be read does not hide the others.
+        """
         with self._lock:
             if time.monotonic() < self._next:
                 return
             try:
                 for program in self._registry.list_signatures():
-                    self._program(program)
+                    self._guarded(program)
             except ObserveError as error:
                 safety.swallowed("receiver.refresh", error)
             self._next = time.monotonic() + _EVERY_S
+
+    def _guarded(self, program: str) -> None:
+        try:
+            self._program(program)
+        except CorruptRegistry as error:
+            safety.swallowed("receiver.refresh", error)
 
     def _program(self, program: str) -> None:
         numbers = self._numbers

@@ -9,12 +9,14 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from dspy_observe import safety
 from dspy_observe.conventions import ALERT_ACTION_ROLLBACK
 from dspy_observe.errors import ObserveError
 from dspy_observe.metrics import Instruments
 from dspy_observe.registry.signatures import SignatureRegistry
 from dspy_observe.rollback.alerts import Alert, AlertError, Delivery
 from dspy_observe.rollback.deciding import Answer, preview, settle
+from dspy_observe.rollback.freshness import Fresh
 from dspy_observe.rollback.policy import Limits, Request
 from dspy_observe.rollback.prometheus import Prometheus
 
@@ -24,6 +26,10 @@ _ACTOR: Final = "alertmanager"
 _REASON_CHARS: Final = 300
 _REMEMBERED: Final = 50
 """Answers about programs that the registry does not have, which it cannot keep."""
+
+_SITE: Final = "receiver.judge"
+_BOOKING: Final = safety.guard("receiver.book")
+"""A number that cannot be counted is no reason to call what was decided undecided."""
 
 _logger = logging.getLogger("dspy_observe")
 
@@ -40,6 +46,8 @@ class Handled:
     """Alerts that ask for a rollback and do not say of what."""
     failed: int = 0
     """Alerts whose decision could not be stored."""
+    away: Fresh | None = None
+    """What an alert learned of a Prometheus that did not answer; the alerts after it do not wait for it again."""
 
     @property
     def status(self) -> int:
@@ -89,27 +97,39 @@ class Handler:
         made = Handled()
         for alert in delivery.alerts:
             if alert.is_watchdog:
-                self._watchdog(alert)
+                with _BOOKING:
+                    self._watchdog(alert)
             if alert.action != ALERT_ACTION_ROLLBACK:
                 made.ignored += 1
                 continue
             told = {"fingerprint": alert.fingerprint, "alertname": alert.name, "status": alert.status}
             try:
-                answer = self._answer(alert, delivery)
+                answer = self._answer(alert, delivery, made)
             except AlertError as error:
                 made.unusable += 1
                 made.answers.append({**told, "outcome": "rejected", "reason": str(error), "decision_id": None})
                 continue
-            except ObserveError as error:
+            except Exception as error:  # noqa: BLE001 - it is told, logged and counted, and the next alert is judged
                 made.failed += 1
-                failed = self._numbers["dspy_rollbacks_total"]
-                failed.child(alert.program, alert.environment, "alert", "error").inc()
-                _logger.error("dspy_observe: an alert about %s was not decided: %s", alert.program, error)  # noqa: TRY400
-                made.answers.append({**told, "error": type(error).__name__, "reason": str(error), "decision_id": None})
+                reason = self._failed(alert, error)
+                made.answers.append({**told, "error": type(error).__name__, "reason": reason, "decision_id": None})
                 continue
             made.committed += answer.decision is not None
+            with _BOOKING:
+                self._book(answer, alert)
             made.answers.append({**told, **answer.to_dict()})
         return made
+
+    def _failed(self, alert: Alert, error: Exception) -> str:
+        """Count and log why an alert was not decided; gives what the sender may know of it."""
+        with _BOOKING:
+            self._numbers["dspy_rollbacks_total"].child(alert.program, alert.environment, "alert", "error").inc()
+        if isinstance(error, ObserveError):
+            _logger.error("dspy_observe: an alert about %s was not decided: %s", alert.program, error)
+            return str(error)
+        safety.swallowed(_SITE, error)
+        _logger.error("dspy_observe: an alert about %s could not be judged", alert.program, exc_info=error)
+        return "it could not be judged; see the receiver's log"
 
     def _watchdog(self, alert: Alert) -> None:
         if not alert.firing:
@@ -119,7 +139,7 @@ class Handler:
             self.watchdog_at = now
         self._numbers["dspy_watchdog_timestamp_seconds"].child().set(now)
 
-    def _answer(self, alert: Alert, delivery: Delivery) -> Answer:
+    def _answer(self, alert: Alert, delivery: Delivery, made: Handled) -> Answer:
         program, version = alert.program, alert.version
         if program is None or version is None:
             missing = "program" if program is None else "version"
@@ -130,15 +150,16 @@ class Handler:
             started_at=alert.starts_at, fingerprint=fingerprint, dry_run=alert.is_dry_run, mode=self.mode,
             signal=alert.signal, reason=_reason(alert), inputs=_inputs(alert, delivery, starts_at),
         )  # fmt: skip
-        if self.prometheus is not None and not alert.is_dry_run:
+        prometheus = self.prometheus
+        if prometheus is not None and not alert.is_dry_run:
             looked = preview(self.registry, request, self.limits, starts_at=starts_at)
             # It would roll back, or wait for a person, who is then to see the figures.
             if looked.outcome == "rollback" or (looked.outcome == "held" and looked.inputs["mode"] != "off"):
                 running = looked.inputs["deployed"]
-                request = replace(request, fresh=self.prometheus.fresh(alert, program, running or version))
-        answer = settle(self.registry, request, self.limits, starts_at=starts_at, actor=_ACTOR)
-        self._book(answer, alert)
-        return answer
+                fresh = made.away or prometheus.fresh(alert, program, running or version)
+                made.away = fresh if fresh.away else None
+                request = replace(request, fresh=fresh)
+        return settle(self.registry, request, self.limits, starts_at=starts_at, actor=_ACTOR)
 
     def _book(self, answer: Answer, alert: Alert) -> None:
         place = (answer.program, answer.environment)
@@ -162,8 +183,11 @@ def _reason(alert: Alert) -> str:
 
 
 def _inputs(alert: Alert, delivery: Delivery, starts_at: str) -> dict[str, Any]:
+    labels = alert.kept_labels
+    left_out = len(alert.labels) - len(labels)
     return {
-        "labels": dict(alert.labels), "status": alert.status, "starts_at": starts_at,
+        "labels": labels, **({"labels_left_out": left_out} if left_out else {}),
+        "status": alert.status, "starts_at": starts_at,
         "ends_at": None if alert.ends_at is None else alert.ends_at.isoformat(), "fingerprint": alert.fingerprint,
         "generator_url": alert.generator_url, "group_key": delivery.group_key, "receiver": delivery.receiver,
         "external_url": delivery.external_url, "truncated_alerts": delivery.truncated_alerts,

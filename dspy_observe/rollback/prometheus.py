@@ -30,6 +30,10 @@ class PrometheusError(Exception):
     """It did not answer, or not with what was asked for."""
 
 
+class PrometheusAwayError(PrometheusError):
+    """It did not answer: nobody listens, or nothing came in time."""
+
+
 class Prometheus:
     """One Prometheus server.
 
@@ -90,7 +94,8 @@ class Prometheus:
                 f"sum by (program, version, model, status) (increase(dspy_requests_total[{span}]))", until
             )
         except PrometheusError as error:
-            return Fresh(problem=str(error), window_s=self._window_s)
+            away = isinstance(error, PrometheusAwayError)
+            return Fresh(problem=str(error), away=away, window_s=self._window_s)
         counted = _counted(runs, "version")
         suspect = counted.pop(version, None)
         return Fresh(
@@ -130,12 +135,14 @@ class Prometheus:
         """
         left = self._timeout_s if until is None else until - time.monotonic()
         if left <= 0:
-            raise PrometheusError(f"no answer within {self._timeout_s:g} s")
+            raise PrometheusAwayError(f"no answer within {self._timeout_s:g} s")
         try:
             reply = self._client.get(self.url + path, params=parameters, timeout=left)
             body = reply.json()
         except httpx.TimeoutException:
-            raise PrometheusError(f"no answer within {self._timeout_s:g} s") from None
+            raise PrometheusAwayError(f"no answer within {self._timeout_s:g} s") from None
+        except httpx.ConnectError as error:
+            raise PrometheusAwayError(f"{type(error).__name__}: {error}"[:200]) from None
         except (httpx.HTTPError, ValueError) as error:
             raise PrometheusError(f"{type(error).__name__}: {error}"[:200]) from None
         if not isinstance(body, dict) or body.get("status") != "success":

@@ -28,7 +28,8 @@ from starlette.routing import Route
 
 from dspy_observe.errors import ConfigurationError, ObserveError
 from dspy_observe.metrics import Metrics, instruments, render
-from dspy_observe.registry.errors import InvalidName, UnknownSignature
+from dspy_observe.registry.errors import CorruptRegistry, InvalidName, UnknownSignature
+from dspy_observe.registry.models import Pointer
 from dspy_observe.registry.signatures import SignatureRegistry
 from dspy_observe.rollback.alerts import AlertError, parse
 from dspy_observe.rollback.deciding import recent
@@ -36,7 +37,7 @@ from dspy_observe.rollback.gauges import Gauges
 from dspy_observe.rollback.handling import Handled, Handler
 from dspy_observe.rollback.policy import MODES, Limits
 from dspy_observe.rollback.prometheus import Prometheus
-from dspy_observe.rollback.tokens import TOKEN_VARIABLE, Tokens
+from dspy_observe.rollback.tokens import TOKEN_VARIABLE, Tokens, check_token
 
 __all__ = ["ALERTS_PATH", "ReceiverOptions", "create_app", "serve"]
 
@@ -103,6 +104,7 @@ class ReceiverOptions:
             raise ConfigurationError("listen", f"{self.port!r} is no TCP port", "Use 0 to 65535")
         if not self.host:
             raise ConfigurationError("listen", "the host is missing", "Use 127.0.0.1:9095")
+        check_token(self.token)
         given = self.token_file is not None or bool(self.token)
         if self.insecure and given:
             raise ConfigurationError("insecure", "a token is given, too", "Leave one of them out")
@@ -257,17 +259,25 @@ class _Receiver:
         })  # fmt: skip
 
     def _standings(self) -> list[dict[str, Any]]:
-        rows = []
-        for program in self._registry.list_signatures():
-            for pointer in self._registry.pointers(program):
-                standing = self._registry.standing(program, environment=pointer.environment)
-                rows.append({
-                    "program": program, "environment": pointer.environment, "version": pointer.version,
-                    "deployed_at": pointer.at.isoformat(), "rollback_target": standing.rollback_target,
-                    "control": standing.control.to_dict(),
-                    "last_rollback": standing.rollbacks[-1].at.isoformat() if standing.rollbacks else None,
-                })  # fmt: skip
-        return rows
+        return [
+            self._standing(program, pointer)
+            for program in self._registry.list_signatures()
+            for pointer in self._registry.pointers(program)
+        ]
+
+    def _standing(self, program: str, pointer: Pointer) -> dict[str, Any]:
+        row = {
+            "program": program, "environment": pointer.environment, "version": pointer.version,
+            "deployed_at": pointer.at.isoformat(), "rollback_target": None, "control": None, "last_rollback": None,
+        }  # fmt: skip
+        try:
+            standing = self._registry.standing(program, environment=pointer.environment)
+        except CorruptRegistry as error:  # said in its place: the others are still to be seen
+            return {**row, "error": str(error)}
+        return {
+            **row, "rollback_target": standing.rollback_target, "control": standing.control.to_dict(),
+            "last_rollback": standing.rollbacks[-1].at.isoformat() if standing.rollbacks else None,
+        }  # fmt: skip
 
     async def healthz(self, _: Request) -> Response:
         """Whether the process answers."""

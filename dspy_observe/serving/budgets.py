@@ -152,7 +152,8 @@ class UserBudgets(Reader):
         """
         if not isinstance(user, str) or not user:
             raise ConfigurationError("user", f"a {type(user).__name__} names nobody", "Give the user's id as a text")
-        return hmac.new(self._key, user.encode(), hashlib.sha256).hexdigest()[:_PSEUDONYM_DIGITS]
+        raw = user.encode("utf-8", "surrogatepass")  # an id may come from bytes that were no text
+        return hmac.new(self._key, raw, hashlib.sha256).hexdigest()[:_PSEUDONYM_DIGITS]
 
     @contextmanager
     def user(self, user: str, *, enforce: bool = False) -> Iterator[str]:

@@ -10,7 +10,17 @@ from typing import Any
 import pytest
 
 from dspy_observe.errors import ConfigurationError
-from dspy_observe.registry import Control, Ruling, SignatureRegistry, Standing, StoreUnavailable, UnknownSignature
+from dspy_observe.registry import (
+    Control,
+    CorruptRegistry,
+    Ruling,
+    SignatureRegistry,
+    Standing,
+    StoreUnavailable,
+    UnknownSignature,
+)
+from dspy_observe.registry.controlling import CONTROL
+from dspy_observe.registry.records import Mark
 from dspy_observe.rollback.deciding import DecisionError, approve, find, judge_for, preview, recent, settle
 from dspy_observe.rollback.policy import Limits, Request
 
@@ -36,6 +46,11 @@ def request(registry: SignatureRegistry, **fields: Any) -> Request:
 def ask(registry: SignatureRegistry, starts_at: str = "s", **fields: Any) -> Any:
     """Settle it."""
     return settle(registry, request(registry, **fields), LIMITS, starts_at=starts_at, actor="test")
+
+
+def preview_of(registry: SignatureRegistry) -> Any:
+    """Look at it."""
+    return preview(registry, request(registry), LIMITS, starts_at="s")
 
 
 def deployed(registry: SignatureRegistry) -> str:
@@ -102,6 +117,28 @@ def test_control_of_nothing_is_refused(running: SignatureRegistry) -> None:
         with pytest.raises(UnknownSignature):
             call("nobody")
     assert running.list_signatures() == ["qa"]
+
+
+def test_mode_that_does_not_exist_is_named_and_can_be_said_anew(running: SignatureRegistry) -> None:
+    """A slip of the pen in the store is a typed error for whoever needs the mode, and for nobody else."""
+    running.set_mode("qa", "approve")
+    written = {**running.control("qa").to_dict(), "mode": "aprove"}
+
+    def mistype(txn: Any, batch: Any) -> None:
+        txn.set_mark(Mark(CONTROL, "production", "", "", batch.time, None, None, written))
+
+    running._engine.run("qa", mistype)
+    for call in (running.control, running.standing, lambda _: ask(running), lambda _: preview_of(running)):
+        with pytest.raises(
+            CorruptRegistry, match=r"qa, control of production: 'aprove' is no mode.*approve.*decisions"
+        ):
+            call("qa")
+    assert running.decisions("qa") == ()
+    assert running.freeze("qa", reason="incident").frozen
+    assert running.rollout_view("qa").frozen == "incident"
+    assert not running.unfreeze("qa").frozen
+    assert running.set_mode("qa", "auto").mode == "auto"
+    assert ask(running).outcome == "rollback"
 
 
 def test_control_goes_with_an_export_but_overrules_nobody(

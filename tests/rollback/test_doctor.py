@@ -229,6 +229,18 @@ def test_a_wrong_token_is_told_on_both_sides(world: World, tmp_path: Path) -> No
     assert "battery-staple" not in json.dumps(report)
 
 
+def test_the_token_is_read_as_the_receiver_reads_it(world: World, tmp_path: Path) -> None:
+    """Without a byte order mark and the white space around it; a blank variable is none."""
+    marked = tmp_path / "marked"
+    marked.write_bytes(b"\xef\xbb\xbf" + TOKEN.encode() + b" \r\n")
+    _, report = world.examine(token_file=str(marked), alertmanager_url=None, prometheus_url=None)
+    assert states(report)["receiver", "with the token"] == "ok"
+    arguments = ["doctor", "--registry", world.location, "--receiver-url", world.receiver, "--json"]
+    for given, state in ((f" {TOKEN}\n", "ok"), ("\n", "skipped")):
+        done = CliRunner().invoke(app, arguments, env={"DSPY_OBSERVE_TOKEN": given})
+        assert states(json.loads(done.stdout))["receiver", "with the token"] == state
+
+
 def test_an_alertmanager_that_shows_no_token_is_found(world: World, tmp_path: Path) -> None:
     """Its webhook has no authorization, so the receiver would refuse every alert."""
     with Alertmanager(tmp_path / "am", rollback_config(f"{world.receiver}/api/v1/alerts")) as bare:
@@ -395,6 +407,25 @@ def test_a_registry_that_cannot_work_is_broken(
     assert states(report)["alertmanager", "route"] == "ok"
     assert states(report)["path", "trial alert"] == "skipped"
     assert Path(location).exists() == there
+
+
+def test_a_mistyped_mode_is_broken_with_the_command_that_mends_it(tmp_path: Path) -> None:
+    """Exit code 1: no alert about this program can be judged until then."""
+    location = tmp_path / "registry"
+    fill(str(location))
+    with SignatureRegistry(location) as registry:
+        registry.set_mode("qa", "approve")
+    file = location / "signatures" / "qa.yml"
+    file.write_text(file.read_text(encoding="utf-8").replace('"approve"', '"aprove"'), encoding="utf-8")
+    done = CliRunner().invoke(app, ["doctor", "--registry", str(location), "--json"])
+    assert done.exit_code == 1, done.output
+    check = one(json.loads(done.stdout), "registry", "readable")
+    assert check["state"] == "broken"
+    said = "qa, control of production: 'aprove' is no mode, only auto, approve, dry-run, off are"
+    assert said in check["found"]
+    command = check["found"].rpartition("dspy-observe ")[2].replace("MODE", "approve").split()
+    assert CliRunner().invoke(app, [*command, "--registry", str(location)]).exit_code == 0
+    assert CliRunner().invoke(app, ["doctor", "--registry", str(location)]).exit_code == 0
 
 
 def test_looking_changes_nothing_in_the_registry(tmp_path: Path, world: World) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
+from dspy_observe import safety
 from dspy_observe.errors import ConfigurationError
-from dspy_observe.metrics import Metrics
+from dspy_observe.metrics import Metrics, instruments
 from dspy_observe.registry import CorruptRegistry, SignatureRegistry, StoreUnavailable
+from dspy_observe.rollback.alerts import parse
+from dspy_observe.rollback.handling import Handler
 from dspy_observe.rollback.policy import Limits
+from dspy_observe.rollback.prometheus import Prometheus
 from dspy_observe.rollback.receiver import ReceiverOptions, create_app
 from dspy_observe.rollback.tokens import Tokens
 from dspy_observe.testing import sample_alert
@@ -72,6 +78,16 @@ def test_each_alert_of_a_delivery_is_judged_by_itself(receive: Receive, registry
     assert told["ignored"] == 1
     assert (deployed(registry), deployed(registry, "other")) == ("v3", "a")
     assert registry.decisions("other")[-1].inputs["truncated_alerts"] == 12
+
+
+def test_what_is_too_large_to_store_keeps_no_alert_back(receive: Receive, registry: SignatureRegistry) -> None:
+    """A count beyond signed 64 bits, and labels of absurd length: the decision says that some are left out."""
+    body = sample_alert("qa", "v3", labels={"l" * 1100: "x", "value": "y" * 5000})
+    reply = receive().post({**body, "truncatedAlerts": 2**63})
+    assert (reply.status_code, deployed(registry)) == (200, "v2")
+    inputs = registry.decisions("qa")[0].inputs
+    assert (inputs["truncated_alerts"], inputs["labels_left_out"]) == (2**63 - 1, 2)
+    assert inputs["labels"] == sample_alert("qa", "v3")["alerts"][0]["labels"]
 
 
 @pytest.mark.parametrize("label", ["program", "version"])
@@ -135,6 +151,26 @@ def test_token_file_is_read_again_when_it_changes(receive: Receive, token_file: 
     assert status("battery-staple") == 200
 
 
+def test_token_file_that_becomes_unreadable_leaves_the_last_word(
+    receive: Receive, token_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Bytes that are no text are no server error; the log says what is wrong and quotes none of them."""
+    made = receive(token=None, token_file=token_file)
+    token_file.write_bytes(b"battery-staple\n\xff\n")
+    assert made.get("/api/v1/status").status_code == 200
+    assert "cannot be read (it is no text in UTF-8); the last one holds" in caplog.text
+    assert "battery" not in caplog.text
+    token_file.write_bytes(b"battery-staple\n")
+    assert made.get("/api/v1/status").status_code == 401
+
+
+def test_token_is_what_stands_between_white_space_and_a_byte_order_mark(receive: Receive, token_file: Path) -> None:
+    """As editors and shells leave it, in the file and in the variable."""
+    token_file.write_bytes(b"\xef\xbb\xbf correct-horse \r\n")
+    for options in ({"token": None, "token_file": token_file}, {"token": " correct-horse\n"}):
+        assert receive(**options).get("/api/v1/status").status_code == 200
+
+
 def test_body_limit_holds_with_and_without_a_declared_length(receive: Receive) -> None:
     """413 before the body is kept."""
     made = receive(max_body_bytes=1000)
@@ -180,6 +216,157 @@ def test_200_when_part_was_stored(
     assert reply.status_code == 200
     assert [one.get("error") for one in reply.json()["decisions"]] == ["StoreUnavailable", None]
     assert deployed(registry, "other") == "a"
+
+
+def mistyped(location: Path) -> SignatureRegistry:
+    """A file registry with two programs; somebody has edited the mode of the first one, and missed a letter."""
+    made = SignatureRegistry(location)
+    for program in ("a", "p"):
+        fill(made, "v1", "v2", program=program)
+    made.set_mode("a", "approve")
+    file = location / "signatures" / "a.yml"
+    before = file.read_text(encoding="utf-8")
+    assert 'mode: "approve"' in before
+    file.write_text(before.replace('mode: "approve"', 'mode: "aprove"'), encoding="utf-8")
+    return made
+
+
+@pytest.mark.parametrize("order", [("a", "p"), ("p", "a")])
+def test_mistyped_mode_of_a_program_keeps_back_no_other(
+    receive: Receive, tmp_path: Path, order: tuple[str, str]
+) -> None:
+    """Wherever its alert stands in the delivery; alone it waits with Alertmanager until the mode is mended."""
+    with mistyped(tmp_path / "files") as registry:
+        made = receive(on=registry)
+        alone = made.post(sample_alert("a", "v2"))
+        assert alone.status_code == 503
+        assert "'aprove' is no mode" in alone.json()["error"]
+        reply = made.post(several(*(sample_alert(program, "v2") for program in order)))
+        assert reply.status_code == 200
+        told = dict(zip(order, reply.json()["decisions"], strict=True))
+        assert told["a"]["error"] == "CorruptRegistry"
+        assert told["p"]["outcome"] == "rollback"
+        assert (deployed(registry, "a"), deployed(registry, "p")) == ("v2", "v1")
+        registry.set_mode("a", "auto")
+        assert made.post(sample_alert("a", "v2")).json()["decisions"][0]["outcome"] == "rollback"
+
+
+def test_mistyped_mode_of_a_program_hides_no_other(receive: Receive, tmp_path: Path) -> None:
+    """The status says it in its place, and the gauges of the programs after it are there."""
+    with mistyped(tmp_path / "files") as registry:
+        made = receive(on=registry)
+        first, second = made.get("/api/v1/status").json()["programs"]
+        assert (first["program"], first["version"], first["control"]) == ("a", "v2", None)
+        assert "'aprove' is no mode" in first["error"]
+        assert (second["program"], second["rollback_target"], "error" in second) == ("p", "v1", False)
+        assert made.client.get("/metrics").status_code == 200
+        assert made.number("dspy_rollback_frozen", program="p", environment="production") == 0
+
+
+def test_fault_of_ours_with_one_alert_is_counted_and_keeps_back_no_other(
+    receive: Receive, registry: SignatureRegistry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The answer names the fault and quotes nothing of it; what was stored is not asked for again."""
+    fill(registry, "a", "b", program="other")
+    real = registry.decide
+
+    def partly(name: str, *arguments: Any, **named: Any) -> Any:
+        if name == "qa":
+            raise RuntimeError("a bug that quotes something")
+        return real(name, *arguments, **named)
+
+    monkeypatch.setattr(registry, "decide", partly)
+    made = receive()
+    assert made.post(sample_alert("qa", "v3")).status_code == 503
+    reply = made.post(several(sample_alert("qa", "v3"), sample_alert("other", "b")))
+    assert reply.status_code == 200
+    first, second = reply.json()["decisions"]
+    assert (first["error"], second["outcome"]) == ("RuntimeError", "rollback")
+    assert "quotes" not in reply.text
+    assert deployed(registry, "other") == "a"
+    assert safety.counts()["receiver.judge"] == 2
+    place = {"program": "qa", "environment": "production", "trigger": "alert", "outcome": "error"}
+    assert made.number("dspy_rollbacks_total", **place) == 2
+    assert "an alert about qa could not be judged" in caplog.text
+
+
+def test_decision_that_cannot_be_counted_is_still_committed(
+    receive: Receive, registry: SignatureRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers are telemetry: their failure is counted, and no reason to send the alert again."""
+    monkeypatch.delenv("DSPY_OBSERVE_STRICT", raising=False)
+
+    def broken(*_: Any) -> None:
+        raise OSError("no room for a number")
+
+    monkeypatch.setattr(Handler, "_book", broken)
+    reply = receive().post(sample_alert("qa", "v3"))
+    assert (reply.status_code, reply.json()["decisions"][0]["outcome"]) == (200, "rollback")
+    assert safety.counts()["receiver.book"] == 1
+
+
+@pytest.mark.parametrize("listening", [True, False])
+@pytest.mark.parametrize("unconfirmed", ["hold", "proceed"])
+def test_prometheus_that_is_away_is_asked_once_for_a_delivery(
+    registry: SignatureRegistry, listening: bool, unconfirmed: str
+) -> None:
+    """One that takes connections and says nothing, or refuses them: all alerts are as unconfirmed as the first."""
+    programs = ("qa", "b", "c", "d")
+    for program in (*programs[1:], "later"):
+        fill(registry, "v2", "v3", program=program)
+    requests: list[str] = []
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if listening:
+            server.listen()
+        with Prometheus(f"http://127.0.0.1:{server.getsockname()[1]}", timeout_s=0.2) as asked:
+            asked._client.event_hooks["request"].append(lambda request: requests.append(request.url.path))
+            numbers = instruments(Metrics(collector_registry=CollectorRegistry()))
+            handler = Handler(registry, Limits(unconfirmed=unconfirmed), numbers, prometheus=asked)
+            delivery = parse(several(*(sample_alert(program, "v3") for program in programs)))
+            made = handler.handle(delivery)
+            assert len(requests) == 1
+            handler.handle(parse(sample_alert("later", "v3")))
+            assert len(requests) == 2
+    outcome = {"hold": "held", "proceed": "rollback"}[unconfirmed]
+    assert [one["outcome"] for one in made.answers] == [outcome] * 4
+    for program in programs:
+        fresh = registry.decisions(program)[0].inputs["fresh"]
+        assert (fresh["firing"], fresh["suspect"], fresh["away"]) == (None, None, True)
+        assert fresh["problem"] == ("no answer within 0.2 s" if listening else fresh["problem"])
+
+
+class Picky(BaseHTTPRequestHandler):
+    """A Prometheus that answers no query about qa, and has every other alert firing."""
+
+    def do_GET(self) -> None:
+        bad = "program%3D%22qa%22" in self.path
+        reply = {"status": "error"} if bad else {"status": "success", "data": {"result": [{"metric": {}}]}}
+        body = json.dumps(reply).encode()
+        self.send_response(422 if bad else 200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
+        """Say nothing."""
+
+
+def test_bad_answer_about_one_alert_says_nothing_of_the_next(receive: Receive, registry: SignatureRegistry) -> None:
+    """A Prometheus that answers is asked about each."""
+    fill(registry, "a", "b", program="other")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Picky) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            made = receive(prometheus_url=f"http://127.0.0.1:{server.server_port}")
+            reply = made.post(several(sample_alert("qa", "v3"), sample_alert("other", "b")))
+        finally:
+            server.shutdown()
+            thread.join()
+    first, second = reply.json()["decisions"]
+    assert (first["outcome"], second["outcome"]) == ("held", "rollback")
+    assert "HTTP 422" in first["reason"]
 
 
 def test_deliveries_beyond_what_fits_are_told_to_come_again(
@@ -304,7 +491,8 @@ def test_old_alert_and_cool_down_follow_the_limits(receive: Receive, registry: S
 @pytest.mark.parametrize(
     ("options", "field"),
     [
-        ({}, "token_file"), ({"token": ""}, "token_file"), ({"insecure": True, "host": "0.0.0.0"}, "insecure"),
+        ({}, "token_file"), ({"token": ""}, "token_file"), ({"token": " \n"}, "token"),
+        ({"token": "\n", "insecure": True}, "token"), ({"insecure": True, "host": "0.0.0.0"}, "insecure"),
         ({"insecure": True, "token": "t"}, "insecure"), ({"token": "t", "port": 70_000}, "listen"),
         ({"token": "t", "host": ""}, "listen"), ({"token": "t", "max_body_bytes": 0}, "max_body_bytes"),
         ({"token": "t", "mode": "on"}, "mode"), ({"token": "t", "tls_cert": Path("c")}, "tls_key"),
@@ -327,6 +515,15 @@ def test_tokens_of_no_use_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").write_text("\n \n", encoding="utf-8")
     with pytest.raises(ConfigurationError, match="no token"):
         Tokens(tmp_path / "empty")
+    (tmp_path / "marked").write_bytes(b"\xef\xbb\xbf\r\n")
+    with pytest.raises(ConfigurationError, match="no token"):
+        Tokens(tmp_path / "marked")
+    (tmp_path / "bytes").write_bytes(b"secret\n\xff\n")
+    with pytest.raises(ConfigurationError, match="no text in UTF-8"):
+        Tokens(tmp_path / "bytes")
+    for blank in (" ", "\n", " \t\r\n"):
+        with pytest.raises(ConfigurationError, match="white space only"):
+            Tokens(token=blank)
     assert not Tokens(token="")
     assert "secret" not in repr(ReceiverOptions(token="secret"))
 

@@ -67,6 +67,16 @@ def test_what_cannot_work_is_wrong_usage(registry: SignatureRegistry, arguments:
     assert told in " ".join(output.replace("│", " ").split())
 
 
+@pytest.mark.parametrize("token", [" ", "\n"])
+def test_blank_token_in_the_variable_is_wrong_usage(
+    registry: SignatureRegistry, monkeypatch: pytest.MonkeyPatch, token: str
+) -> None:
+    """A receiver that answers 401 to everybody would look as if it ran."""
+    monkeypatch.setenv("DSPY_OBSERVE_TOKEN", token)
+    output = run("serve", "--registry", registry.location, "--listen", "nowhere.invalid:0", code=2)
+    assert "white space only" in " ".join(output.replace("│", " ").split())
+
+
 def test_port_that_is_taken_is_said(serve: Serve, registry: SignatureRegistry) -> None:
     """And not met with a stack trace."""
     taken = serve().url.rpartition("/")[2]
