@@ -19,6 +19,7 @@ from dspy_observe.registry import (
     InvalidScore,
     NotSerialisable,
     RegistryConfig,
+    Ruling,
     SignatureRegistry,
     UnknownSignature,
     UnknownVersion,
@@ -257,6 +258,27 @@ def test_09_everything_else_comes_back_exactly(
     assert back == metadata
     assert repr(back["zero"]) == "-0.0"
     assert [type(item) for item in back["bool"]] == [bool, bool, type(None)]
+
+
+@pytest.mark.parametrize("key", ["k" * 1_100, "\u2028" * 300, "Why? " * 2_000])
+def test_09_keys_of_any_length_come_back_and_go_through_an_export(
+    registry: SignatureRegistry, open_registry: Callable[..., SignatureRegistry], tmp_path: Any, key: str
+) -> None:
+    """In configuration, metadata and a decision's inputs, which hold the labels of alerts."""
+    registry.register_version("qa", {key: {key: "v"}}, metadata={key: [1]}, version="v1")
+    registry.deploy_version("qa", "v1")
+    ruling = Ruling("rollback", "worse", {"labels": {key: "x"}})
+    assert registry.decide("qa", lambda _: ruling, trigger="alert").outcome == "rejected"
+    registry.register_version("qa", {"other": 1}, version="v2")
+    registry.deploy_version("qa", "v2")
+    assert registry.decide("qa", lambda _: ruling, trigger="alert").applied
+    registry.export_registry(tmp_path / "export.yml")
+    elsewhere = SignatureRegistry(tmp_path / "elsewhere")
+    elsewhere.import_registry(tmp_path / "export.yml")
+    for one in (open_registry(), elsewhere):
+        version = one.get_version("qa", "v1")
+        assert (version.configuration, version.metadata) == ({key: {key: "v"}}, {key: [1]})
+        assert [made.inputs["labels"] for made in one.decisions("qa")] == [{key: "x"}] * 2
 
 
 def test_09_what_is_returned_belongs_to_the_caller(registry: SignatureRegistry) -> None:
