@@ -25,6 +25,9 @@ from dspy_observe.registry import (
     UnknownVersion,
     VersionExists,
 )
+from dspy_observe.registry.records import StoredVersion
+from dspy_observe.registry.stores.base import Head
+from dspy_observe.registry.versions import configuration_hash
 
 REGISTER = """
     import os, sys
@@ -364,6 +367,70 @@ def test_version_is_found_by_name_alias_and_hash(three: SignatureRegistry) -> No
         three.get_version("qa", "champion")
     with pytest.raises(VersionExists):
         three.set_alias("qa", "v1", "v2")
+
+
+@pytest.mark.parametrize("digits", [12, 16, 40, 64])
+def test_names_that_look_like_a_hash_are_refused(
+    three: SignatureRegistry, seen: Callable[..., Any], digits: int
+) -> None:
+    """As version and as alias, whether a version has that hash or not: who asks by hash gets that content."""
+    before = seen(three)
+    hashes = [three.get_version("qa", "v2").version_hash[:digits], ("c0ffee" * 11)[:digits], "1" * digits]
+    for name in hashes:
+        with pytest.raises(InvalidName, match="put a letter in front"):
+            three.register_version("qa", {"instruction": "other"}, version=name)
+        with pytest.raises(InvalidName, match="looks like a hash"):
+            three.register_version("qa", {"instruction": "Answer as v1."}, version=name)
+        with pytest.raises(InvalidName, match="looks like a hash"):
+            three.set_alias("qa", name, "v1")
+    assert seen(three) == before
+    for number, name in enumerate(("c0ffee", "v" + "1" * digits, "1" * 11, "2" * 65)):
+        assert three.register_version("qa", {"n": number}, version=name).version == name
+
+
+def test_name_from_the_clock_never_looks_like_a_hash(open_registry: Callable[..., SignatureRegistry]) -> None:
+    """A format that gives digits only still makes names, one for each version."""
+    registry = open_registry(version_format="%Y%m%d%H%M%S", max_versions_per_signature=0)
+    made = [registry.register_version("qa", {"n": number}).version for number in range(3)]
+    assert made == ["20240115143022_1", "20240115143022_2", "20240115143022_3"]
+
+
+def test_hash_finds_its_content_whatever_other_versions_were_once_called(three: SignatureRegistry, store: Any) -> None:
+    """A store with such names opens; 64 digits are a hash, and what could mean two versions means none."""
+    first, second = (three.get_version("qa", name).version_hash for name in ("v1", "v2"))
+    names = {first: 11, second[:16]: 12, "a" * 40: 13}
+    with store.write("qa") as txn:
+        for name, number in names.items():
+            other = {"taken": number}
+            digits = configuration_hash(other)
+            txn.set_head(Head(number + 1, ""))
+            txn.add_version(StoredVersion(name, number, digits, txn.versions()[0].created_at, other, {}))
+    assert [one.version for one in three.list_versions("qa")] == ["v1", "v2", "v3", *names]
+    three.deploy_version("qa", first, environment="staging")
+    assert three.promote("qa", source="staging").configuration == {"instruction": "Answer as v1."}
+    assert three.get_deployed_version("qa").version == three.get_version("qa", first[:20]).version == "v1"
+    assert three.get_version("qa", "a" * 40).configuration == {"taken": 13}
+    assert three.get_version("qa", configuration_hash({"taken": 12})).version == second[:16]
+    with pytest.raises(UnknownVersion):
+        three.get_version("qa", second[:16])
+    assert three.register_version("qa", {"taken": 13}, version="a" * 40).created is False
+    three.start_rollout("qa", second, min_samples=0, min_step_s=0, steps=(0.5, 1))
+    three.advance_rollout("qa")
+    assert three.get_deployed_version("qa").version == "v2"
+
+
+def test_registering_known_content_never_moves_an_alias(three: SignatureRegistry) -> None:
+    """Under the alias of another version it is refused; under its own nothing changes."""
+    three.set_alias("qa", "prod", "v2", actor="alice")
+    with pytest.raises(VersionExists, match="alias of v2.*set_alias"):
+        three.register_version("qa", {"instruction": "Answer as v1."}, version="prod", author="bob")
+    assert three.get_version("qa", "prod").version == "v2"
+    again = three.register_version("qa", {"instruction": "Answer as v2."}, version="prod", author="bob")
+    assert (again.version, again.created, again.aliases) == ("v2", False, ("prod",))
+    with three.view("qa") as view:
+        assert view.mark("alias", "prod").actor == "alice"
+    three.set_alias("qa", "prod", "v1")
+    assert three.get_version("qa", "prod").version == "v1"
 
 
 def test_20_retention_keeps_what_is_needed(
