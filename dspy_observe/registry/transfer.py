@@ -12,7 +12,7 @@ from dspy_observe.errors import ObserveError
 from dspy_observe.records import RegistryEvent
 from dspy_observe.registry import names, yamltext
 from dspy_observe.registry.engine import Batch, Engine
-from dspy_observe.registry.errors import CorruptRegistry, CorruptVersion, InvalidName
+from dspy_observe.registry.errors import CorruptRegistry, CorruptVersion, InvalidName, VersionExists
 from dspy_observe.registry.events import make_event
 from dspy_observe.registry.models import ImportReport
 from dspy_observe.registry.records import Decision, FieldFault, Mark, Score, StoredVersion, moment
@@ -166,6 +166,18 @@ def _check_hashes(document: Document, programs: Mapping[str, str], file: str) ->
             raise Fault(("versions", place, "version_hash"), f"{record.version} is not what its hash says")
 
 
+def _name_beside(txn: Transaction, record: StoredVersion) -> str:
+    """A free name for an imported version whose own is taken: with as much of its hash as that needs."""
+    for digits in range(8, names.HASH_DIGITS + 1):
+        name = f"{record.version[: names.LONGEST - 1 - digits]}_{record.version_hash[:digits]}"
+        if txn.version(name) is None and txn.mark("alias", name) is None:
+            return name
+    raise VersionExists(
+        f"{record.version} is other content in {txn.name!r}, and every name made of it and its hash is taken",
+        expected=None, current=record.version,
+    )  # fmt: skip
+
+
 class _Undo(Exception):  # noqa: N818 - not an error: it takes back what a dry run did
     pass
 
@@ -229,7 +241,7 @@ class _Import:
         if not fresh:
             name = record.version
             if txn.version(name) is not None or txn.mark("alias", name) is not None:
-                name = f"{name[:80]}_{record.version_hash[:8]}"
+                name = _name_beside(txn, record)
                 self.conflicts.append(f"{record.version} is other content here; imported as {name}")
             made = replace(record, version=name, sequence=head.next_sequence)
             txn.set_head(Head(head.next_sequence + 1, head.last_name))

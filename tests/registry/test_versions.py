@@ -422,7 +422,7 @@ def test_hash_finds_its_content_whatever_other_versions_were_once_called(three: 
 def test_registering_known_content_never_moves_an_alias(three: SignatureRegistry) -> None:
     """Under the alias of another version it is refused; under its own nothing changes."""
     three.set_alias("qa", "prod", "v2", actor="alice")
-    with pytest.raises(VersionExists, match="alias of v2.*set_alias"):
+    with pytest.raises(VersionExists, match=r"alias of v2.*set_alias"):
         three.register_version("qa", {"instruction": "Answer as v1."}, version="prod", author="bob")
     assert three.get_version("qa", "prod").version == "v2"
     again = three.register_version("qa", {"instruction": "Answer as v2."}, version="prod", author="bob")
@@ -529,6 +529,28 @@ def test_21_same_name_for_other_content_keeps_both(
     assert registry.get_version("qa", "v1").configuration == {"a": 2}
     assert registry.get_version("qa", added[3:]).configuration == {"a": 1}
     assert registry.import_registry(tmp_path / "export.yml").added == ()
+
+
+def test_21_name_that_an_import_makes_is_free(
+    registry: SignatureRegistry, tmp_path: Any, open_registry: Callable[..., SignatureRegistry]
+) -> None:
+    """Also where the name that it would take first belongs to a version, here or in the file, or is an alias."""
+    other = SignatureRegistry(tmp_path / "elsewhere")
+    long = "x" * 100
+    made = other.register_version("qa", {"c": "B"}, version="v1").version_hash
+    other.register_version("qa", {"c": "D"}, version=f"v1_{made[:10]}")
+    longest = other.register_version("qa", {"c": "E"}, version=long).version_hash
+    other.export_registry(tmp_path / "export.yml")
+    registry.register_version("qa", {"c": "A"}, version="v1")
+    registry.register_version("qa", {"c": "C"}, version=f"v1_{made[:8]}")
+    registry.register_version("qa", {"c": "F"}, version=long)
+    registry.set_alias("qa", f"v1_{made[:9]}", "v1")
+    report = registry.import_registry(tmp_path / "export.yml")
+    found = {one.version: one.configuration["c"] for one in open_registry().list_versions("qa")}
+    assert list(found.values()) == ["A", "C", "F", "B", "D", "E"]
+    assert report.added[0] == f"qa/v1_{made[:10]}"
+    assert found[f"{'x' * 91}_{longest[:8]}"] == "E"
+    assert open_registry().import_registry(tmp_path / "export.yml").added == ()
 
 
 @pytest.mark.parametrize(

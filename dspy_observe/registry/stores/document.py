@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from dspy_observe.registry import names, yamltext
-from dspy_observe.registry.errors import CorruptRegistry, InvalidName
+from dspy_observe.registry.errors import Conflict, CorruptRegistry, InvalidName
 from dspy_observe.registry.records import Decision, Deployment, FieldFault, Mark, Pointer, Record, StoredVersion
 from dspy_observe.registry.stores.base import FORMAT, Head
 
@@ -61,7 +61,14 @@ class Document:
         return other
 
     def add_version(self, version: StoredVersion) -> None:
-        """Add a version and its indexes."""
+        """Add a version and its indexes.
+
+        Raises:
+            Conflict: Its name or its hash is there; the file could not be read any more.
+        """
+        if version.version in self.by_name or version.version_hash in self.by_hash:
+            what = f"{self.name!r} has a version {version.version!r}, or its content, already"
+            raise Conflict(what, expected=None, current=version.version)
         self.versions.append(version)
         self.by_name[version.version] = version
         self.by_hash[version.version_hash] = version
