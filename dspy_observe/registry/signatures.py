@@ -113,5 +113,10 @@ class SignatureRegistry(ProgramMethods, ScoreMethods, DecisionMethods, EvidenceM
         return self._engine.run(name, body)
 
     def collect_programs(self) -> int:
-        """Delete stored programs that no version refers to; returns how many."""
+        """Delete stored programs that no version refers to; returns how many.
+
+        Raises:
+            CorruptRegistry: A file or row is damaged or missing, so that it cannot be told; nothing was deleted.
+            StoreUnavailable: The store cannot be written.
+        """
         return self._store.collect()
