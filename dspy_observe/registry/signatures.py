@@ -55,7 +55,8 @@ class SignatureRegistry(ProgramMethods, ScoreMethods, DecisionMethods, EvidenceM
             dry_run: Only tell what would happen.
 
         Raises:
-            CorruptRegistry: The file is no export, or holds names that cannot be used; nothing was imported.
+            CorruptRegistry: The file is no export, or holds names or values that cannot be used; nothing was imported.
+            InvalidName: A signature's name differs only in case from one that is here; nothing was imported.
             StoreUnavailable: A file cannot be read or the store cannot be written.
         """
         bundle = transfer.read_export(Path(path))

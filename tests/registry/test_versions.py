@@ -24,6 +24,7 @@ from dspy_observe.registry import (
     UnknownSignature,
     UnknownVersion,
     VersionExists,
+    yamltext,
 )
 from dspy_observe.registry.records import StoredVersion
 from dspy_observe.registry.stores.base import Head
@@ -580,6 +581,117 @@ def test_08_21_hostile_imports_are_refused_whole(
     assert {path.name for path in tmp_path.parent.iterdir() if "pwn" in path.name} == set()
 
 
+@pytest.fixture
+def lived(tmp_path: Any, fill: Callable[..., None]) -> dict[str, Any]:
+    """An export of a signature of which everything is known that an export holds."""
+    three = SignatureRegistry(tmp_path / "home")
+    fill(three, "v1", "v2", "v3")
+    for name in ("v1", "v2", "v3"):
+        three.deploy_version("qa", name)
+    three.update_performance_score("qa", "v1", 0.5, n=10, stdev=0.1, score_id="s1")
+    digits = three.get_version("qa", "v1").version_hash
+    three.approve("qa", "v1", environment="production", version_hash=digits, evidence=["s1"], by="bob")
+    three.set_mode("qa", "approve")
+    three.register_version("qa", {"instruction": "Answer as v1."}, metadata={"a": "note"}, version="champion")
+    for outcome in ("rollback", "held"):
+        three.decide("qa", lambda _, outcome=outcome: Ruling(outcome, "why"), trigger="manual")
+    three.export_registry(tmp_path / "export.yml")
+    return dict(yamltext.load((tmp_path / "export.yml").read_bytes(), "export"))
+
+
+def mark_of(rows: dict[str, Any], kind: str) -> dict[str, Any]:
+    """The first mark of a kind."""
+    return next(mark for mark in rows["marks"] if mark["kind"] == kind)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda rows: mark_of(rows, "approval")["data"].clear(), "evidence"),
+        (lambda rows: mark_of(rows, "approval")["data"].update(evidence=[]), "evidence"),
+        (lambda rows: mark_of(rows, "approval")["data"].update(evidence="s1"), "evidence"),
+        (lambda rows: mark_of(rows, "approval").update(actor=None), "actor"),
+        (lambda rows: mark_of(rows, "approval").update(key="production"), "key has to be"),
+        (lambda rows: mark_of(rows, "control")["data"].update(mode=5), "mode"),
+        (lambda rows: mark_of(rows, "control")["data"].update(mode="Auto"), "dry-run"),
+        (lambda rows: mark_of(rows, "control").update(key="../../etc"), "has to be a name"),
+        (lambda rows: mark_of(rows, "alias").update(key="../../x"), "has to be a name"),
+        (lambda rows: mark_of(rows, "alias").update(version_hash=""), "hexadecimal"),
+        (lambda rows: mark_of(rows, "quarantine").update(key="v3"), "quarantined"),
+        (lambda rows: mark_of(rows, "quarantine").update(version="../v3"), "has to be a name"),
+        (lambda rows: rows["pointers"][0].update(environment="../../etc"), "environment has to be a name"),
+        (lambda rows: rows["pointers"][0].update(generation=-5), "generation has to be from 1"),
+        (lambda rows: rows["pointers"][0].update(generation=0), "generation has to be from 1"),
+        (lambda rows: rows["pointers"][0].update(generation=2**63 - 1), "generation has to be from 1"),
+        (lambda rows: rows["deployments"][0].update(generation=0), "generation has to be from 1"),
+        (lambda rows: rows["deployments"][0].update(environment="a/b"), "environment has to be a name"),
+        (lambda rows: rows["deployments"][0].update(version_hash="e"), "hexadecimal"),
+        (lambda rows: rows["decisions"][0].update(environment="a/b"), "environment has to be a name"),
+        (lambda rows: rows["remarks"][0].update(environment="a/b"), "environment has to be a name"),
+        (lambda rows: rows["remarks"][0].update(generation=-1), "generation has to be from 0"),
+        (lambda rows: rows["scores"][0].update(n=0), "examples"),
+        (lambda rows: rows["scores"][0].update(stdev=-1.0), "deviation"),
+        (lambda rows: rows["scores"][0].update(version_hash=""), "hexadecimal"),
+        (lambda rows: rows.update(next_sequence=2**63 - 1), "next_sequence has to be from 1"),
+        (lambda rows: rows.update(next_sequence=-1, versions=[], pointers=[]), "next_sequence has to be from 1"),
+    ],
+)
+def test_08_21_import_takes_nothing_that_would_fail_later(
+    lived: dict[str, Any], tmp_path: Any, spoil: Callable[[dict[str, Any]], None], told: str
+) -> None:
+    """Names, counts and what marks say are checked, and the line is named; as it was exported, it is taken."""
+    target = SignatureRegistry(f"sqlite:///{tmp_path / 'target.db'}")
+    good = yamltext.dump(lived)
+    spoil(lived["signatures"]["qa"])
+    (tmp_path / "export.yml").write_text(yamltext.dump(lived), encoding="utf-8")
+    with pytest.raises(CorruptRegistry, match=told) as caught:
+        target.import_registry(tmp_path / "export.yml")
+    assert caught.value.line is not None
+    assert target.list_signatures() == []
+    (tmp_path / "export.yml").write_text(good, encoding="utf-8")
+    assert target.import_registry(tmp_path / "export.yml").conflicts == ()
+    assert target.control("qa").mode == "approve"
+    assert target.deploy_version("qa", "champion").version == "v1"
+    target.close()
+
+
+def test_21_import_takes_over_no_rollout(lived: dict[str, Any], tmp_path: Any) -> None:
+    """No export holds one; whatever else a file calls a mark is told and left."""
+    for mark in lived["signatures"]["qa"]["marks"]:
+        if mark["kind"] == "note":
+            mark.update(kind="rollout", key="production", data={"nonsense": 1})
+    (tmp_path / "export.yml").write_text(yamltext.dump(lived), encoding="utf-8")
+    target = SignatureRegistry(tmp_path / "target")
+    assert target.import_registry(tmp_path / "export.yml").conflicts == (
+        "qa: the rollout of production was not taken over",
+    )
+    assert target.rollout("qa") is None
+
+
+def test_21_import_of_several_signatures_is_all_or_nothing(
+    registry: SignatureRegistry, tmp_path: Any, seen: Callable[..., Any]
+) -> None:
+    """A name that differs only in case from one that is here, or in the file, keeps all of them out."""
+    other = SignatureRegistry(tmp_path / "elsewhere")
+    for name in ("A1", "M2", "ZZ"):
+        other.register_version(name, {"a": 1}, version="v1")
+    other.export_registry(tmp_path / "export.yml")
+    registry.register_version("zz", {"a": 2}, version="v1")
+    before = seen(registry, "zz")
+    for dry_run in (True, False):
+        with pytest.raises(InvalidName, match="case"):
+            registry.import_registry(tmp_path / "export.yml", dry_run=dry_run)
+    assert (registry.list_signatures(), seen(registry, "zz")) == (["zz"], before)
+    text = (tmp_path / "export.yml").read_text(encoding="utf-8")
+    (tmp_path / "export.yml").write_text(text.replace("M2", "a1").replace("ZZ", "B2"), encoding="utf-8")
+    with pytest.raises(CorruptRegistry, match="case"):
+        registry.import_registry(tmp_path / "export.yml")
+    assert registry.list_signatures() == ["zz"]
+    (tmp_path / "export.yml").write_text(text.replace("ZZ", "B2"), encoding="utf-8")
+    assert registry.import_registry(tmp_path / "export.yml").added == ("A1/v1", "M2/v1", "B2/v1")
+    assert registry.list_signatures() == ["A1", "B2", "M2", "zz"]
+
+
 def test_22_scores_are_added_never_replaced(registry: SignatureRegistry, clock: Any) -> None:
     """Two data sets stand beside each other, and are not compared with each other."""
     registry.register_version("qa", {"a": 1}, version="v1")
@@ -623,9 +735,19 @@ def test_33_bad_scores_are_refused(three: SignatureRegistry, seen: Callable[...,
         three.update_performance_score("qa", "v1", score)
     with pytest.raises(InvalidScore):
         three.update_performance_score("qa", "v1", 1.7, bounds=(0.0, 1.0))
-    with pytest.raises(InvalidScore):
-        three.update_performance_score("qa", "v1", 0.7, n=0)
+    for bad in ({"n": 0}, {"n": True}, {"n": 2.0}, {"n": 2**53 + 1}, {"n": 2**70}, {"stdev": -1.0}):
+        with pytest.raises(InvalidScore):
+            three.update_performance_score("qa", "v1", 0.7, **bad)
     assert seen(three) == before
+
+
+def test_33_score_of_any_number_of_examples_can_be_imported(three: SignatureRegistry, tmp_path: Any) -> None:
+    """What is taken here is taken from an export, too."""
+    three.update_performance_score("qa", "v1", 0.7, n=2**53)
+    three.export_registry(tmp_path / "export.yml")
+    other = SignatureRegistry(tmp_path / "elsewhere")
+    other.import_registry(tmp_path / "export.yml")
+    assert [score.n for score in other.scores("qa")] == [2**53]
 
 
 def test_37_a_score_id_counts_once(three: SignatureRegistry) -> None:
