@@ -15,7 +15,7 @@ from dspy_observe.registry.core import PRODUCTION
 from dspy_observe.registry.deploying import DeploymentMethods
 from dspy_observe.registry.engine import Batch
 from dspy_observe.registry.errors import CorruptRegistry
-from dspy_observe.registry.models import Control
+from dspy_observe.registry.models import MODES, Control
 from dspy_observe.registry.names import checked_text
 from dspy_observe.registry.people import actor_or_user
 from dspy_observe.registry.records import FieldFault, Mark
@@ -26,7 +26,6 @@ __all__ = ["CONTROL", "MODES", "ControlMethods", "control_of", "froze", "written
 
 CONTROL: Final = "control"
 """Kind of the mark; its key is the environment."""
-MODES: Final = ("auto", "approve", "dry-run", "off")
 
 
 def control_of(view: View, environment: str) -> Control:

@@ -56,7 +56,7 @@ class DeploymentMethods(RegistryCore):
             environment, actor, reason, trigger, expected_generation=expected_generation,
             expected_version=expected_version, force=force,
         )  # fmt: skip
-        return self._deploy(name, lambda _: version, move, version)
+        return self._deploy(name, lambda txn: versions.resolve(txn, version), move, version)
 
     def promote(
         self,
@@ -84,21 +84,21 @@ class DeploymentMethods(RegistryCore):
         self._check(name, environment=source)
         move = self._move(environment, actor, reason, "manual", expected_generation=expected_generation, source=source)
 
-        def which(txn: Transaction) -> str:
+        def which(txn: Transaction) -> StoredVersion:
             pointer = versions.existing(txn).pointer(source)
             if pointer is None:
                 raise UnknownVersion(name, f"(deployed in {source})")
-            return pointer.version_hash
+            return versions.with_hash(txn, pointer.version_hash)
 
         return self._deploy(name, which, move, None)
 
     def _deploy(
-        self, name: str, which: Callable[[Transaction], str], move: deployments.Move, version: str | None
+        self, name: str, which: Callable[[Transaction], StoredVersion], move: deployments.Move, version: str | None
     ) -> Version:
         self._check(name, environment=move.environment)
 
         def body(txn: Transaction, batch: Batch) -> Version:
-            record = versions.resolve(txn, which(txn))
+            record = which(txn)
             self._deploy_in(txn, batch, record, at_now(move, batch))
             return versions.Viewer(txn, move.environment).see(record)
 

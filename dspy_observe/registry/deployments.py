@@ -152,8 +152,9 @@ def approve(txn: Transaction, record: StoredVersion, move: Move, evidence: tuple
 
 
 def approved(view: View, record: StoredVersion, environment: str) -> Mark | None:
-    """The approval of exactly this content for an environment."""
-    return view.mark("approval", f"{environment}/{record.version_hash}")
+    """The approval of exactly this content for an environment; one that names no evidence does not count."""
+    mark = view.mark("approval", f"{environment}/{record.version_hash}")
+    return mark if mark is not None and mark.data.get("evidence") else None
 
 
 def check_expectations(view: View, move: Move) -> None:

@@ -341,16 +341,22 @@ class RegistryManager:
         Args:
             dry_run: Only tell what would go.
             keep: How many of the newest stay in each signature, at least 1; ``None`` takes ``keep_versions``.
+
+        Raises:
+            CorruptRegistry: A part of the registry cannot be read; nothing was removed.
+            StoreUnavailable: The store cannot be written.
         """
         least = self.integration_config.keep_versions if keep is None else keep
         if type(least) is not int or least < 1:
             raise ConfigurationError("keep", f"{least!r} would leave nothing", "Use a whole number from 1 up")
-        removed = {}
-        for name in self.registry.list_signatures():
-            gone = self.registry.remove_versions(name, keep=least, dry_run=dry_run)
-            if gone:
-                removed[name] = list(gone)
-        collected = 0 if dry_run else self.registry.collect_programs()
+        names, collected = self.registry.list_signatures(), 0
+        planned = {name: self.registry.remove_versions(name, keep=least, dry_run=True) for name in names}
+        if not dry_run:
+            # Both have now read every signature, so that a damaged one refuses the clean-up before anything is cut.
+            collected = self.registry.collect_programs()
+            planned = {name: self.registry.remove_versions(name, keep=least) for name in names}
+            collected += self.registry.collect_programs()
+        removed = {name: list(gone) for name, gone in planned.items() if gone}
         return Cleanup(dry_run, len(removed), sum(len(gone) for gone in removed.values()), removed, collected)
 
 

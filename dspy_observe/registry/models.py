@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from dspy_observe.registry.errors import (
     ApprovalMissing,
@@ -29,6 +29,7 @@ from dspy_observe.registry.errors import (
 from dspy_observe.registry.records import Decision, Deployment, Mark, Pointer, Record, Score
 
 __all__ = [
+    "MODES",
     "ApprovalMissing",
     "BulkStatus",
     "Cleanup",
@@ -257,6 +258,10 @@ class ImportReport(Record):
     """New observations."""
     conflicts: tuple[str, ...]
     """What differs and was left as it was, in words."""
+
+
+MODES: Final = ("auto", "approve", "dry-run", "off")
+"""What automatic rollback may do: roll back, wait for a person, only say what it would do, nothing."""
 
 
 @dataclass(frozen=True, slots=True)

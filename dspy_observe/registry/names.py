@@ -7,11 +7,17 @@ from typing import Final
 
 from dspy_observe.registry.errors import InvalidName
 
-__all__ = ["checked", "checked_text", "folded", "is_name"]
+__all__ = ["HASH_DIGITS", "SHORTEST_HASH", "checked", "checked_text", "folded", "is_hash", "is_name", "like_hash"]
 
 LONGEST: Final = 100
 """Characters; leaves room for time stamps and endings below the 255 bytes of common file systems."""
 
+HASH_DIGITS: Final = 64
+"""Digits of a hash."""
+SHORTEST_HASH: Final = 12
+"""Digits of a hash that are enough to ask for a version."""
+
+_HEX: Final = frozenset("0123456789abcdef")
 _GRAMMAR: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._+-]*[A-Za-z0-9_+-])?")
 # https://learn.microsoft.com/windows/win32/fileio/naming-a-file
 _DEVICES: Final = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?", re.IGNORECASE)
@@ -47,6 +53,16 @@ def checked(kind: str, name: object) -> str:
 def is_name(name: str) -> bool:
     """Whether :func:`checked` accepts the name."""
     return len(name) <= LONGEST and _GRAMMAR.fullmatch(name) is not None and _DEVICES.fullmatch(name) is None
+
+
+def is_hash(text: str) -> bool:
+    """Whether the text is a whole hash, 64 hexadecimal digits."""
+    return len(text) == HASH_DIGITS and not set(text) - _HEX
+
+
+def like_hash(name: str) -> bool:
+    """Whether a version that is asked for by this name may be meant by its hash, or the beginning of it."""
+    return SHORTEST_HASH <= len(name) <= HASH_DIGITS and not set(name) - _HEX
 
 
 def checked_text(kind: str, text: object, longest: int = 2_000) -> str | None:

@@ -129,8 +129,9 @@ class ProgramMethods(VersionMethods):
                 pointer = view.pointer(environment)
                 if pointer is None:
                     raise UnknownVersion(name, f"(deployed in {environment})")
-                version = pointer.version
-            record = versions.resolve(view, version)
+                record = versions.with_hash(view, pointer.version_hash)
+            else:
+                record = versions.resolve(view, version)
         text = versions.check_content(self._store, record)
         if text is None:
             raise UnknownVersion(name, f"{record.version} as a program: only a configuration was registered")

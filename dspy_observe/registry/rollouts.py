@@ -288,7 +288,7 @@ class RolloutMethods(DeploymentMethods):
                 current = None if pointer is None else pointer.version
                 what = f"{environment} runs {current}, not {before.base}, beside which the step began"
                 raise Conflict(what, expected=before.base, current=current)
-            record = versions.resolve(txn, before.version_hash)
+            record = versions.with_hash(txn, before.version_hash)
             batch.tell("deploy_start", environment, record.version)
             self._deploy_in(txn, batch, record, at_now(move, batch))
             return replace(after, state="promoted"), f"step {after.step}, deployed"
@@ -326,7 +326,7 @@ class RolloutMethods(DeploymentMethods):
         def stop(txn: Transaction, batch: Batch, before: Rollout) -> tuple[Rollout, str]:
             state = "regressed" if regressed else "stopped"
             if regressed and txn.mark("quarantine", before.version_hash) is None:
-                record = versions.resolve(txn, before.version_hash)
+                record = versions.with_hash(txn, before.version_hash)
                 deployments.quarantine(txn, record, at_now(move, batch))
                 batch.tell("quarantine", environment, record.version, reason=move.reason, trigger=move.trigger)
             return replace(before, state=state, step_at=batch.time), state

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from dspy_observe.registry import deployments, history, versions
 from dspy_observe.registry.core import PRODUCTION, RegistryCore
 from dspy_observe.registry.engine import Batch
-from dspy_observe.registry.errors import InvalidScore
 from dspy_observe.registry.models import Comparison, History, Version
 from dspy_observe.registry.names import checked_text
 from dspy_observe.registry.records import Score
 from dspy_observe.registry.stores.base import Transaction
-from dspy_observe.registry.values import finite, scrubbed
+from dspy_observe.registry.values import check_sample, finite, scrubbed
 
 __all__ = ["ScoreMethods"]
 
@@ -41,7 +39,7 @@ class ScoreMethods(RegistryCore):
             version: Display name, alias or hash.
             score: Any finite number; higher is better.
             dataset: What it was measured on; ``None`` when nobody says.
-            n: Examples it is the mean of, at least 1; ``None`` when unknown. Automatic deployment asks for it.
+            n: Examples it is the mean of, from 1 to 2**53; ``None`` when unknown. Automatic deployment asks for it.
             stdev: Standard deviation of one example's score, at least 0; ``None`` when unknown.
             source: Who measured.
             score_id: The caller's key; the same one counts once. ``None`` makes one.
@@ -53,10 +51,7 @@ class ScoreMethods(RegistryCore):
         """
         self._check(name)
         value = finite(score, bounds)
-        if n is not None and (type(n) is not int or n < 1):
-            raise InvalidScore(f"n={n!r} is no number of examples")
-        if stdev is not None and not (math.isfinite(stdev) and stdev >= 0):
-            raise InvalidScore(f"stdev={stdev!r} is no standard deviation")
+        check_sample(n, stdev)
         key = checked_text("score_id", score_id, 200) or deployments.new_id()
         where = checked_text("dataset", dataset, 200)
         who = checked_text("source", source, 100) or "manual"

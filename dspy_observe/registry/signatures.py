@@ -55,7 +55,8 @@ class SignatureRegistry(ProgramMethods, ScoreMethods, DecisionMethods, EvidenceM
             dry_run: Only tell what would happen.
 
         Raises:
-            CorruptRegistry: The file is no export, or holds names that cannot be used; nothing was imported.
+            CorruptRegistry: The file is no export, or holds names or values that cannot be used; nothing was imported.
+            InvalidName: A signature's name differs only in case from one that is here; nothing was imported.
             StoreUnavailable: A file cannot be read or the store cannot be written.
         """
         bundle = transfer.read_export(Path(path))
@@ -113,5 +114,10 @@ class SignatureRegistry(ProgramMethods, ScoreMethods, DecisionMethods, EvidenceM
         return self._engine.run(name, body)
 
     def collect_programs(self) -> int:
-        """Delete stored programs that no version refers to; returns how many."""
+        """Delete stored programs that no version refers to; returns how many.
+
+        Raises:
+            CorruptRegistry: A file or row is damaged or missing, so that it cannot be told; nothing was deleted.
+            StoreUnavailable: The store cannot be written.
+        """
         return self._store.collect()

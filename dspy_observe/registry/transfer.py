@@ -8,24 +8,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from dspy_observe.errors import ObserveError
 from dspy_observe.records import RegistryEvent
 from dspy_observe.registry import names, yamltext
 from dspy_observe.registry.engine import Batch, Engine
-from dspy_observe.registry.errors import CorruptRegistry, CorruptVersion, InvalidName
+from dspy_observe.registry.errors import CorruptRegistry, CorruptVersion, InvalidName, VersionExists
 from dspy_observe.registry.events import make_event
 from dspy_observe.registry.models import ImportReport
 from dspy_observe.registry.records import Decision, FieldFault, Mark, Score, StoredVersion, moment
 from dspy_observe.registry.stores import disk
 from dspy_observe.registry.stores.base import FORMAT, Head, Store, Transaction, View
+from dspy_observe.registry.stores.checks import check_record
 from dspy_observe.registry.stores.document import Document, Fault, document_from
-from dspy_observe.registry.values import digest, finite
+from dspy_observe.registry.values import digest
 from dspy_observe.registry.versions import check_content, configuration_hash
 
 __all__ = ["Bundle", "backup_of", "export", "import_bundle", "parse_export", "read_export", "told"]
 
 EVERY: Final = "*"
 """Program of events about the whole registry."""
+_MARKS: Final = ("alias", "quarantine", "approval", "note", "control")
+"""Kinds of marks that go with an export; a rollout belongs to the traffic of where it runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ def backup_of(view: View, record: StoredVersion, store: Store) -> dict[str, Any]
 
 def _rows(view: View, records: Sequence[StoredVersion]) -> dict[str, Any]:
     head = view.head()
-    marks = [mark for kind in ("alias", "quarantine", "approval", "note", "control") for mark in view.marks(kind)]
+    marks = [mark for kind in _MARKS for mark in view.marks(kind)]
     decisions = view.decisions()
     return {
         "format": FORMAT, "signature": view.name, "commit": "export", "next_sequence": head.next_sequence,
@@ -120,11 +122,15 @@ def _bundle(data: Any, file: str) -> Bundle:
         not isinstance(text, str) or digest(text) != key for key, text in programs.items()
     ):
         raise Fault(("programs",), "a program is not what its hash says")
-    documents, scores, remarks = {}, {}, {}
+    twins: dict[str, str] = {}
+    documents: dict[str, Document] = {}
+    scores: dict[str, list[Score]] = {}
+    remarks: dict[str, list[Decision]] = {}
     for name, rows in data["signatures"].items():
         path = ("signatures", name)
         try:
             names.checked("signature", name)
+            _check_twin(name, twins)
             own = dict(rows) if isinstance(rows, dict) else {}
             scores[name] = _records(Score, own.pop("scores", []), "scores")
             remarks[name] = _records(Decision, own.pop("remarks", []), "remarks")
@@ -137,15 +143,21 @@ def _bundle(data: Any, file: str) -> Bundle:
     return Bundle(documents, scores, remarks, programs)
 
 
+def _check_twin(name: str, known: dict[str, str]) -> None:
+    """Refuse two names that are one file where case does not count."""
+    other = known.setdefault(names.folded(name), name)
+    if other != name:
+        raise InvalidName("signature", name, f"it differs only in case from {other!r}, which is in the file, too")
+
+
 def _records(kind: Any, rows: Any, title: str) -> list[Any]:
     made = []
     for place, row in enumerate(rows if isinstance(rows, list) else [rows]):
         try:
             record = kind.from_dict(row)
-            if isinstance(record, Score):
-                finite(record.value)
+            check_record(record)
             made.append(record)
-        except (FieldFault, ObserveError) as fault:
+        except FieldFault as fault:
             raise Fault((title, place), str(fault)) from None
     return made
 
@@ -166,12 +178,29 @@ def _check_hashes(document: Document, programs: Mapping[str, str], file: str) ->
             raise Fault(("versions", place, "version_hash"), f"{record.version} is not what its hash says")
 
 
+def _name_beside(txn: Transaction, record: StoredVersion) -> str:
+    """A free name for an imported version whose own is taken: with as much of its hash as that needs."""
+    for digits in range(8, names.HASH_DIGITS + 1):
+        name = f"{record.version[: names.LONGEST - 1 - digits]}_{record.version_hash[:digits]}"
+        if txn.version(name) is None and txn.mark("alias", name) is None:
+            return name
+    raise VersionExists(
+        f"{record.version} is other content in {txn.name!r}, and every name made of it and its hash is taken",
+        expected=None, current=record.version,
+    )  # fmt: skip
+
+
 class _Undo(Exception):  # noqa: N818 - not an error: it takes back what a dry run did
     pass
 
 
 def import_bundle(engine: Engine, bundle: Bundle, *, dry_run: bool = False) -> ImportReport:
-    """Add a checked export to a store, one transaction for each signature."""
+    """Add a checked export to a store, one transaction for each signature.
+
+    What the store would refuse in one of several is found in a dry run before the first of them is committed.
+    """
+    if len(bundle.signatures) > 1 and not dry_run:
+        import_bundle(engine, bundle, dry_run=True)
     added: list[str] = []
     conflicts: list[str] = []
     present = scores = 0
@@ -229,7 +258,7 @@ class _Import:
         if not fresh:
             name = record.version
             if txn.version(name) is not None or txn.mark("alias", name) is not None:
-                name = f"{name[:80]}_{record.version_hash[:8]}"
+                name = _name_beside(txn, record)
                 self.conflicts.append(f"{record.version} is other content here; imported as {name}")
             made = replace(record, version=name, sequence=head.next_sequence)
             txn.set_head(Head(head.next_sequence + 1, head.last_name))
@@ -256,6 +285,9 @@ class _Import:
                 )
 
     def _mark(self, txn: Transaction, mark: Mark, fresh: bool) -> None:
+        if mark.kind not in _MARKS:
+            self.conflicts.append(f"the {mark.kind:.60} of {mark.key:.60} was not taken over")
+            return
         there = txn.mark(mark.kind, mark.key)
         if there is not None:
             if mark.kind == "alias" and there.version_hash != mark.version_hash:

@@ -14,12 +14,24 @@ from dspy_observe.registry.errors import InvalidScore, NotSerialisable
 if TYPE_CHECKING:
     from dspy_observe.redaction import Redactor
 
-__all__ = ["canonical", "copied", "digest", "finite", "plain", "scrubbed", "scrubbed_text"]
+__all__ = [
+    "LARGEST_COUNT",
+    "canonical",
+    "check_sample",
+    "copied",
+    "digest",
+    "finite",
+    "plain",
+    "scrubbed",
+    "scrubbed_text",
+]
 
 DEEPEST: Final = 48
 """Levels of nesting; deeper values are refused, so that every reader can bound its stack."""
 LARGEST: Final = 4_000_000
 """Characters of all texts and keys of one value together."""
+LARGEST_COUNT: Final = 2**53
+"""The largest number that anything is counted to: exact in every reader of JSON, and far from the end of 64 bits."""
 _INT_LIMIT: Final = 2**63
 
 
@@ -125,6 +137,24 @@ def finite(value: object, bounds: tuple[float, float] | None = None) -> float:
     if bounds is not None and not bounds[0] <= value <= bounds[1]:
         raise InvalidScore(f"the score {value} is not between {bounds[0]} and {bounds[1]}")
     return float(value)
+
+
+def check_sample(n: object, stdev: float | None) -> None:
+    """Refuse what cannot be the sample that a score is the mean of.
+
+    Args:
+        n: Number of examples, from 1 to ``LARGEST_COUNT``; ``None`` when unknown.
+        stdev: Standard deviation of one example's score, at least 0; ``None`` when unknown.
+
+    Raises:
+        InvalidScore: One of them makes no sense.
+    """
+    if n is not None and (type(n) is not int or not 1 <= n <= LARGEST_COUNT):
+        raise InvalidScore(
+            f"n={n!r:.60} is no number of examples: a whole number from 1 to {LARGEST_COUNT:,} is needed"
+        )
+    if stdev is not None and not (math.isfinite(stdev) and stdev >= 0):
+        raise InvalidScore(f"stdev={stdev!r} is no standard deviation")
 
 
 _redactor: Redactor | None = None

@@ -46,9 +46,9 @@ class VersionMethods(RegistryCore):
             author: Who made it; ``None`` takes ``DSPY_OBSERVE_ACTOR`` or the user of this process.
 
         Raises:
-            InvalidName: A name cannot be used.
+            InvalidName: A name cannot be used, or the display name looks like a hash.
             NotSerialisable: A value would not come back as it is.
-            VersionExists: The display name belongs to other content.
+            VersionExists: The display name belongs to other content, or is the alias of another version.
             StoreUnavailable: The store cannot be written.
         """
         self._check(name, version=version)
@@ -132,6 +132,7 @@ class VersionMethods(RegistryCore):
         Raises:
             UnknownSignature, UnknownVersion: There is no such version.
             VersionExists: A version has this name.
+            InvalidName: The alias cannot be used, or looks like a hash: 12 to 64 digits from 0 to f.
         """
         self._check(name, alias=alias)
 

@@ -22,10 +22,10 @@ from dspy_observe.registry.records import Mark, Score, StoredVersion
 from dspy_observe.registry.stores.base import Head, Store, Transaction, View
 from dspy_observe.registry.values import canonical, copied, digest
 
-__all__ = ["Draft", "Viewer", "add", "check_content", "configuration_hash", "existing", "prune", "resolve", "target_of"]
-
-SHORTEST_HASH = 12
-"""Digits of a hash that are enough to ask for a version."""
+__all__ = [
+    "Draft", "Viewer", "add", "check_content", "configuration_hash", "existing", "prune", "resolve", "target_of",
+    "with_hash",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,25 +59,43 @@ def existing(view: View) -> View:
 
 
 def resolve(view: View, version: str) -> StoredVersion:
-    """The version that is meant.
+    """The version that a caller means. What the registry itself refers to is found by :func:`with_hash`.
 
     Args:
         view: Its signature.
-        version: A display name, an alias, or a hash of which at least 12 digits are given.
+        version: A display name, an alias, or a hash of which at least 12 digits are given; 64 are always a hash.
 
     Raises:
         UnknownSignature: The signature is not there.
         UnknownVersion: Nothing, or more than one version, is meant.
     """
+    if names.is_hash(version):
+        return with_hash(view, version)
     existing(view)
     found = view.version(version)
     if found is None:
         alias = view.mark("alias", version)
         found = view.by_hash(alias.version_hash) if alias is not None else None
-    if found is None and len(version) >= SHORTEST_HASH and not set(version) - set("0123456789abcdef"):
-        found = view.by_hash(version)
+    meant = view.by_hash(version) if names.like_hash(version) else None
+    if found is None:
+        found = meant
+    elif meant is not None and meant.version_hash != found.version_hash:
+        found = None  # a name that looks like a hash, as earlier releases took them, must not hide whose hash it is
     if found is None:
         raise UnknownVersion(view.name, version)
+    return found
+
+
+def with_hash(view: View, version_hash: str) -> StoredVersion:
+    """The version with exactly this hash, whatever other versions are called.
+
+    Raises:
+        UnknownSignature: The signature is not there.
+        UnknownVersion: There is no such version.
+    """
+    found = existing(view).by_hash(version_hash)
+    if found is None or found.version_hash != version_hash:
+        raise UnknownVersion(view.name, version_hash)
     return found
 
 
@@ -119,13 +137,13 @@ def add(
         The version, and whether it is new.
 
     Raises:
-        VersionExists: The name belongs to other content.
-        InvalidName: There is no name.
+        VersionExists: The name belongs to other content, or is the alias of another version.
+        InvalidName: There is no name, or it looks like a hash.
     """
     there = txn.by_hash(draft.version_hash) if txn.exists else None
     if there is not None:
         if version is not None and version != there.version:
-            alias(txn, version, there, at, draft.author)
+            _second_name(txn, version, there, at, draft.author)
         if draft.metadata and draft.metadata != there.metadata:
             data = {"metadata": draft.metadata}
             key = secrets.token_hex(8)
@@ -144,33 +162,57 @@ def add(
     return record, True
 
 
+def _second_name(txn: Transaction, name: str, record: StoredVersion, at: datetime, actor: str | None) -> None:
+    """Make a name under which known content was registered again its alias; that never moves an alias."""
+    there = txn.mark("alias", name)
+    if there is None:
+        alias(txn, name, record, at, actor)
+    elif there.version_hash != record.version_hash:
+        raise VersionExists(
+            f"{name!r} is an alias of {there.version} in {txn.name!r}, and this is the content of {record.version}; "
+            "give another name, or move the alias with set_alias",
+            expected=record.version, current=there.version,
+        )  # fmt: skip
+
+
 def alias(txn: Transaction, name: str, record: StoredVersion, at: datetime, actor: str | None) -> None:
     """Let a name stand for a version.
 
     Raises:
         VersionExists: A version has this name.
+        InvalidName: It looks like a hash.
     """
+    _refuse_hash("alias", name)
     if txn.version(name) is not None:
         raise VersionExists(f"{txn.name!r} has a version named {name!r}", expected=record.version, current=name)
     txn.set_mark(Mark("alias", name, record.version, record.version_hash, at, actor))
 
 
+def _refuse_hash(kind: str, name: str) -> None:
+    """A new name must not be what somebody may ask for another version by."""
+    if names.like_hash(name):
+        problem = "it looks like a hash, by which versions are asked for, too; put a letter in front, such as v"
+        raise InvalidName(kind, name, problem)
+
+
 def _free_name(txn: Transaction, version: str | None, head: Head, at: datetime, auto: str | None) -> str:
     if version is not None:
-        taken = txn.version(version)
-        if taken is not None:
+        other = txn.version(version)
+        if other is not None:
             raise VersionExists(
                 f"version {version!r} already exists for signature {txn.name!r} with other content",
-                expected=None, current=taken.version_hash,
+                expected=None, current=other.version_hash,
             )  # fmt: skip
         if txn.mark("alias", version) is not None:
             raise Conflict(f"{version!r} is an alias in {txn.name!r}", expected=None, current=version)
+        _refuse_hash("version", version)
         return version
     if auto is None:
         raise InvalidName("version", None, "auto_version is off, so the caller has to give one")
     name = at.strftime(auto)
     # Rising, so that a name of a version that was cleaned up is not given to other content in the same second.
-    if name <= head.last_name or txn.version(name) is not None or txn.mark("alias", name) is not None:
+    taken = txn.version(name) is not None or txn.mark("alias", name) is not None
+    if taken or name <= head.last_name or names.like_hash(name):
         name = f"{name}_{head.next_sequence}"
     while txn.version(name) is not None or txn.mark("alias", name) is not None:
         name += "_"

@@ -27,6 +27,10 @@ _LOADER: Final[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _NUMBER: Final = re.compile(r"-?(?:0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _WORDS: Final = {"true": True, "false": False, "null": None, "~": None, "": None}
 _PLAIN_KEY: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_LONGEST_KEY: Final = 1_000
+"""Characters of a key as written that may stand before its colon. YAML takes 1,024, and only a little less here, so
+that no reader counts differently; a longer key is announced by a question mark, which has no limit.
+https://yaml.org/spec/1.2.2/#742-flow-mappings"""
 _NOT_PLAIN: Final = frozenset({"true", "false", "null", "yes", "no", "on", "off", "y", "n"})
 # What YAML 1.1 does not print, or folds as a line break.
 _ESCAPED: Final = re.compile('["\\\\\x00-\x1f\x7f-\xa0\xad\u2028\u2029\ufeff\ufffe\uffff]')
@@ -49,7 +53,10 @@ def _block(value: Any, indent: int, out: list[str]) -> None:
             out.append("\n")
         for place, (key, item) in enumerate(value.items()):
             lead = "" if place == 0 and out and out[-1].endswith("- ") else pad
-            out.append(f"{lead}{_key(key)}:" + ("" if _has_parts(item) else " "))
+            written = _key(key)
+            if len(written) > _LONGEST_KEY:
+                written = f"? {written}\n{pad}"
+            out.append(f"{lead}{written}:" + ("" if _has_parts(item) else " "))
             _block(item, indent + 2, out)
     elif isinstance(value, list) and value:
         if out:

@@ -22,9 +22,13 @@ from dspy_observe.registry import (
     CorruptRegistry,
     CorruptVersion,
     RegistryConfig,
+    RegistryManager,
     SignatureRegistry,
     StoreUnavailable,
 )
+from dspy_observe.registry.records import StoredVersion
+from dspy_observe.registry.stores.base import Head
+from dspy_observe.registry.stores.files import FileStore
 
 Open = Callable[..., SignatureRegistry]
 NOBODY = 65534
@@ -245,6 +249,9 @@ def test_07_damaged_content_is_refused_and_nothing_else(folder: Path) -> None:
         ('version: "v2"', 'version: "v1"', "stands here twice"),
         ("  author: ", '  version: "x"\n  author: ', "twice"),
         ("generation: 1", "generation: soon", "whole number"),
+        ("generation: 1", "generation: 0", "generation has to be from 1"),
+        ('environment: "production"', 'environment: "../x"', "environment has to be a name"),
+        ("next_sequence: 3", "next_sequence: 0", "next_sequence has to be from 1"),
         ('"v1"\n  version_hash', '"v7"\n  version_hash', "is not here"),
         ("configuration:", "configuration: !!python/object/apply:os.system [x]\n  c:", "tag"),
         ("metadata: {}", "metadata: &a {}", "anchors"),
@@ -305,6 +312,48 @@ def test_12_alias_bomb_takes_no_memory(folder: Path, run_python: Callable[..., s
             print(error.line, tracemalloc.get_traced_memory()[1] < 50_000_000)
     """
     assert run_python(code, str(folder)).split() == ["1", "True"]
+
+
+@pytest.mark.parametrize("how", ["away", "copy", "hidden"])
+def test_no_program_is_deleted_while_versions_stand_where_nobody_looks(
+    tmp_path: Path, fill: Callable[..., None], how: str
+) -> None:
+    """Signatures that are away, or in a file with an odd name, may use them; mended, what is unused goes."""
+    store, place = FileStore(tmp_path), tmp_path / "signatures"
+    registry = SignatureRegistry(tmp_path)
+    fill(registry, "v1", "v2", signature="other")
+    with store.write("qa") as txn:
+        txn.set_head(Head(2, ""))
+        txn.put_program("a" * 64, "{}")
+        txn.put_program("b" * 64, "{}")
+        txn.add_version(StoredVersion("v1", 1, "c" * 64, registry.now(), {}, {}, program_hash="a" * 64))
+    odd = {"away": tmp_path / "moved", "copy": place / "qa (copy).yml", "hidden": place / ".qa.yml"}[how]
+    normal = place if how == "away" else place / "qa.yml"
+    normal.rename(odd)
+    before = sorted(tmp_path.rglob("*.*"))
+    for clean in (registry.collect_programs, lambda: RegistryManager(registry).cleanup_old_versions(keep=1)):
+        with pytest.raises(CorruptRegistry, match="bring it back" if how == "away" else "rename it"):
+            clean()
+    assert sorted(tmp_path.rglob("*.*")) == before
+    odd.rename(normal)
+    assert len(registry.list_versions("other")) == 2
+    assert RegistryManager(registry).cleanup_old_versions(keep=1).collected_programs == 1
+    assert [path.stem for path in (tmp_path / "programs").iterdir()] == ["a" * 64]
+
+
+def test_clean_up_reads_everything_before_it_cuts_anything(tmp_path: Path, fill: Callable[..., None]) -> None:
+    """One damaged signature refuses the clean-up of all."""
+    registry = SignatureRegistry(tmp_path)
+    for name in ("aa", "bb", "cc"):
+        fill(registry, "v1", "v2", "v3", signature=name)
+    damaged = tmp_path / "signatures" / "bb.yml"
+    content = damaged.read_bytes()
+    damaged.write_bytes(b"")
+    with pytest.raises(CorruptRegistry, match="bb"):
+        RegistryManager(registry).cleanup_old_versions(keep=1)
+    assert [len(registry.list_versions(name)) for name in ("aa", "cc")] == [3, 3]
+    damaged.write_bytes(content)
+    assert RegistryManager(registry).cleanup_old_versions(keep=1).cleaned_signatures == 3
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"- a\n- b\n", b"\x00" * 100, b"'"])
@@ -485,10 +534,54 @@ def test_folder_that_goes_away_and_comes_back(tmp_path: Path, fill: Callable[...
             for call in (one.get_deployed_version, one.pointer, one.rollback, one.list_versions):
                 with pytest.raises(StoreUnavailable, match="volume"):
                     call("qa")
+            with pytest.raises(StoreUnavailable, match="volume"):
+                one.list_signatures()
         assert not place.exists()
         away.rename(place)
         assert reader.get_deployed_version("qa").version == "v1"
     registry.deploy_version("qa", "v1")
+    registry.close()
+
+
+def test_folder_that_another_process_made_is_missed_too(tmp_path: Path, fill: Callable[..., None]) -> None:
+    """Whoever has listed its signatures once takes it for away, not for empty."""
+    reader = SignatureRegistry(tmp_path / "registry")
+    assert reader.list_signatures() == []
+    fill(SignatureRegistry(tmp_path / "registry"), "v1")
+    assert reader.list_signatures() == ["qa"]
+    (tmp_path / "registry").rename(tmp_path / "away")
+    with pytest.raises(StoreUnavailable, match="volume"):
+        reader.list_signatures()
+
+
+def test_sqlite_file_that_goes_away_and_comes_back(tmp_path: Path, fill: Callable[..., None]) -> None:
+    """Nothing is registered into a file that was deleted, and no new one is made; another one is opened anew."""
+    place, away = tmp_path / "registry.db", tmp_path / "away.db"
+    registry = SignatureRegistry(f"sqlite:///{place}")
+    fill(registry, "v1")
+    registry.close()
+    shutil.copy(place, tmp_path / "copy.db")
+    registry.deploy_version("qa", "v1")
+    place.rename(away)
+    for _ in range(2):
+        for call in (
+            registry.list_signatures,
+            lambda: fill(registry, "v2"),
+            lambda: registry.deploy_version("qa", "v1"),
+        ):
+            with pytest.raises(StoreUnavailable, match="gone"):
+                call()
+    assert not place.exists()
+    away.rename(place)
+    assert registry.get_deployed_version("qa").version == "v1"
+    registry.close()  # so that no write-ahead log is left to the other file
+    (tmp_path / "copy.db").replace(place)
+    with pytest.raises(StoreUnavailable, match="another one"):
+        registry.get_deployed_version("qa")
+    assert registry.get_deployed_version("qa") is None
+    fill(registry, "v2")
+    with SignatureRegistry(f"sqlite:///{place}") as other:
+        assert [one.version for one in other.list_versions("qa")] == ["v1", "v2"]
     registry.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from datetime import timedelta
 from typing import Any
 
@@ -16,6 +17,7 @@ from dspy_observe.registry import (
     Conflict,
     NothingToRollBackTo,
     Quarantined,
+    RegistryConfig,
     Ruling,
     SignatureRegistry,
     Standing,
@@ -23,6 +25,8 @@ from dspy_observe.registry import (
     UnknownSignature,
     UnknownVersion,
 )
+from dspy_observe.registry.records import Mark
+from dspy_observe.registry.stores import open_store
 
 Open = Callable[..., SignatureRegistry]
 
@@ -481,6 +485,18 @@ def test_45_protected_environment_needs_somebody_elses_approval(
     registry.deploy_version("qa", "v2", force=True, reason="outage")
     assert registry.deployment_log("qa")[-1].forced
     assert registry.rollback("qa").version == "v1"
+
+
+def test_45_approval_that_names_no_evidence_does_not_count(tmp_path: Any) -> None:
+    """A database may hold one that came with an import of an earlier release."""
+    place = f"sqlite:///{tmp_path / 'registry.db'}"
+    with SignatureRegistry(RegistryConfig(registry_path=place, protected_environments=("production",))) as registry:
+        digits = registry.register_version("qa", {"a": 1}, version="v1", author="alice").version_hash
+        with closing(open_store(place)) as store, store.write("qa") as txn:
+            txn.set_mark(Mark("approval", f"production/{digits}", "v1", digits, registry.now(), "bob"))
+        with pytest.raises(ApprovalMissing):
+            registry.deploy_version("qa", "v1")
+        assert registry.deploy_version("qa", "v1", force=True, reason="outage").version == "v1"
 
 
 def test_45_evidence_older_than_the_version_does_not_count(open_registry: Open, clock: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import dspy
@@ -80,6 +81,20 @@ def test_25_program_comes_back_with_its_compiled_parts(registry: SignatureRegist
         assert back.rewrite.demos[0]["query"] == "r"
         assert back.answer.demos[0]["answer"] == "Paris"
         assert back.answer.config == {"temperature": 0.3}
+
+
+def test_what_is_deployed_is_loaded_by_its_hash(registry: SignatureRegistry, store: Any) -> None:
+    """Also where an earlier release let other content take the deployed version's hash as its name."""
+    good = registry.register_program("qa", compiled("Paris"), version="v1")
+    evil = registry.register_program("qa", compiled("Lyon"), version="v2")
+    registry.deploy_version("qa", "v1")
+    with store.write("qa") as txn:
+        record = txn.by_hash(evil.version_hash)
+        txn.remove_version(evil.version_hash)
+        txn.add_version(replace(record, version=good.version_hash))
+    assert registry.get_version("qa", evil.version_hash).version == good.version_hash
+    for wanted in (None, good.version_hash, "v1"):
+        assert registry.load_program("qa", Pipeline, wanted).answer.demos[0]["answer"] == "Paris"
 
 
 def test_04_identity_is_the_content(registry: SignatureRegistry) -> None:

@@ -46,6 +46,26 @@ def test_yaml_comes_back_exactly(value: Any) -> None:
     assert repr(yamltext.load(yamltext.dump(value), "file")) == repr(value)
 
 
+LONG_KEYS = st.tuples(st.one_of(AWKWARD, st.just("k"), TEXTS.filter(bool)), st.integers(150, 3_000)).map(
+    lambda drawn: (drawn[0] * drawn[1])[: drawn[1]]
+)
+
+
+@given(st.lists(st.dictionaries(LONG_KEYS, VALUES | st.dictionaries(LONG_KEYS, VALUES, max_size=2), max_size=3)))
+def test_yaml_with_keys_of_any_length_comes_back_exactly(value: Any) -> None:
+    """Also keys beyond the 1,024 characters that YAML allows before a colon, escapes counted, at every depth."""
+    assert repr(yamltext.load(yamltext.dump(value), "file")) == repr(value)
+    assert repr(yamltext.load(yamltext.dump({"k" * 1_100: value}), "file")) == repr({"k" * 1_100: value})
+
+
+@pytest.mark.parametrize("length", [*range(990, 1_030), 128_000])
+def test_yaml_with_a_key_about_the_limit_comes_back_exactly(length: int) -> None:
+    """On either side of where a key is written in its long form."""
+    for key in ("k" * length, "-" * length):
+        for value in (1, "text", "two\nlines", {"a": 1}, [1], {}, [[{key: 1}]]):
+            assert yamltext.load(yamltext.dump([{key: value, "z": 0}]), "file") == [{key: value, "z": 0}]
+
+
 @settings(max_examples=300)
 @given(st.binary(max_size=200) | TEXTS.map(lambda text: text.encode("utf-8", "replace")))
 def test_reading_any_bytes_gives_a_value_or_the_error(content: bytes) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -57,6 +58,17 @@ def test_nothing_is_there_at_first(store: Store) -> None:
     assert store.names() == []
     assert store.settings() == {}
     assert store.take_notices("me", 0.0) == []
+
+
+@pytest.mark.parametrize("taken", ["version", "version_hash"])
+def test_second_version_with_a_name_or_hash_is_a_conflict(store: Store, taken: str) -> None:
+    """The store itself refuses what it could not be opened with."""
+    add(store, 1)
+    with pytest.raises(Conflict), store.write("qa") as txn:  # noqa: PT012 - SQL refuses at the row or at the end
+        txn.set_head(Head(3, "v2"))
+        txn.add_version(replace(version(2), **{taken: getattr(version(1), taken)}))
+    with store.read("qa") as view:
+        assert (list(view.versions()), view.head()) == ([version(1)], Head(2, "v1"))
 
 
 def test_block_that_raises_leaves_nothing(store: Store) -> None:

@@ -19,11 +19,16 @@ from dspy_observe.registry import (
     InvalidScore,
     NotSerialisable,
     RegistryConfig,
+    Ruling,
     SignatureRegistry,
     UnknownSignature,
     UnknownVersion,
     VersionExists,
+    yamltext,
 )
+from dspy_observe.registry.records import StoredVersion
+from dspy_observe.registry.stores.base import Head
+from dspy_observe.registry.versions import configuration_hash
 
 REGISTER = """
     import os, sys
@@ -259,6 +264,27 @@ def test_09_everything_else_comes_back_exactly(
     assert [type(item) for item in back["bool"]] == [bool, bool, type(None)]
 
 
+@pytest.mark.parametrize("key", ["k" * 1_100, "\u2028" * 300, "Why? " * 2_000])
+def test_09_keys_of_any_length_come_back_and_go_through_an_export(
+    registry: SignatureRegistry, open_registry: Callable[..., SignatureRegistry], tmp_path: Any, key: str
+) -> None:
+    """In configuration, metadata and a decision's inputs, which hold the labels of alerts."""
+    registry.register_version("qa", {key: {key: "v"}}, metadata={key: [1]}, version="v1")
+    registry.deploy_version("qa", "v1")
+    ruling = Ruling("rollback", "worse", {"labels": {key: "x"}})
+    assert registry.decide("qa", lambda _: ruling, trigger="alert").outcome == "rejected"
+    registry.register_version("qa", {"other": 1}, version="v2")
+    registry.deploy_version("qa", "v2")
+    assert registry.decide("qa", lambda _: ruling, trigger="alert").applied
+    registry.export_registry(tmp_path / "export.yml")
+    elsewhere = SignatureRegistry(tmp_path / "elsewhere")
+    elsewhere.import_registry(tmp_path / "export.yml")
+    for one in (open_registry(), elsewhere):
+        version = one.get_version("qa", "v1")
+        assert (version.configuration, version.metadata) == ({key: {key: "v"}}, {key: [1]})
+        assert [made.inputs["labels"] for made in one.decisions("qa")] == [{key: "x"}] * 2
+
+
 def test_09_what_is_returned_belongs_to_the_caller(registry: SignatureRegistry) -> None:
     """Changing it changes neither the registry nor the next answer."""
     mine = {"a": {"b": [1]}}
@@ -342,6 +368,70 @@ def test_version_is_found_by_name_alias_and_hash(three: SignatureRegistry) -> No
         three.get_version("qa", "champion")
     with pytest.raises(VersionExists):
         three.set_alias("qa", "v1", "v2")
+
+
+@pytest.mark.parametrize("digits", [12, 16, 40, 64])
+def test_names_that_look_like_a_hash_are_refused(
+    three: SignatureRegistry, seen: Callable[..., Any], digits: int
+) -> None:
+    """As version and as alias, whether a version has that hash or not: who asks by hash gets that content."""
+    before = seen(three)
+    hashes = [three.get_version("qa", "v2").version_hash[:digits], ("c0ffee" * 11)[:digits], "1" * digits]
+    for name in hashes:
+        with pytest.raises(InvalidName, match="put a letter in front"):
+            three.register_version("qa", {"instruction": "other"}, version=name)
+        with pytest.raises(InvalidName, match="looks like a hash"):
+            three.register_version("qa", {"instruction": "Answer as v1."}, version=name)
+        with pytest.raises(InvalidName, match="looks like a hash"):
+            three.set_alias("qa", name, "v1")
+    assert seen(three) == before
+    for number, name in enumerate(("c0ffee", "v" + "1" * digits, "1" * 11, "2" * 65)):
+        assert three.register_version("qa", {"n": number}, version=name).version == name
+
+
+def test_name_from_the_clock_never_looks_like_a_hash(open_registry: Callable[..., SignatureRegistry]) -> None:
+    """A format that gives digits only still makes names, one for each version."""
+    registry = open_registry(version_format="%Y%m%d%H%M%S", max_versions_per_signature=0)
+    made = [registry.register_version("qa", {"n": number}).version for number in range(3)]
+    assert made == ["20240115143022_1", "20240115143022_2", "20240115143022_3"]
+
+
+def test_hash_finds_its_content_whatever_other_versions_were_once_called(three: SignatureRegistry, store: Any) -> None:
+    """A store with such names opens; 64 digits are a hash, and what could mean two versions means none."""
+    first, second = (three.get_version("qa", name).version_hash for name in ("v1", "v2"))
+    names = {first: 11, second[:16]: 12, "a" * 40: 13}
+    with store.write("qa") as txn:
+        for name, number in names.items():
+            other = {"taken": number}
+            digits = configuration_hash(other)
+            txn.set_head(Head(number + 1, ""))
+            txn.add_version(StoredVersion(name, number, digits, txn.versions()[0].created_at, other, {}))
+    assert [one.version for one in three.list_versions("qa")] == ["v1", "v2", "v3", *names]
+    three.deploy_version("qa", first, environment="staging")
+    assert three.promote("qa", source="staging").configuration == {"instruction": "Answer as v1."}
+    assert three.get_deployed_version("qa").version == three.get_version("qa", first[:20]).version == "v1"
+    assert three.get_version("qa", "a" * 40).configuration == {"taken": 13}
+    assert three.get_version("qa", configuration_hash({"taken": 12})).version == second[:16]
+    with pytest.raises(UnknownVersion):
+        three.get_version("qa", second[:16])
+    assert three.register_version("qa", {"taken": 13}, version="a" * 40).created is False
+    three.start_rollout("qa", second, min_samples=0, min_step_s=0, steps=(0.5, 1))
+    three.advance_rollout("qa")
+    assert three.get_deployed_version("qa").version == "v2"
+
+
+def test_registering_known_content_never_moves_an_alias(three: SignatureRegistry) -> None:
+    """Under the alias of another version it is refused; under its own nothing changes."""
+    three.set_alias("qa", "prod", "v2", actor="alice")
+    with pytest.raises(VersionExists, match=r"alias of v2.*set_alias"):
+        three.register_version("qa", {"instruction": "Answer as v1."}, version="prod", author="bob")
+    assert three.get_version("qa", "prod").version == "v2"
+    again = three.register_version("qa", {"instruction": "Answer as v2."}, version="prod", author="bob")
+    assert (again.version, again.created, again.aliases) == ("v2", False, ("prod",))
+    with three.view("qa") as view:
+        assert view.mark("alias", "prod").actor == "alice"
+    three.set_alias("qa", "prod", "v1")
+    assert three.get_version("qa", "prod").version == "v1"
 
 
 def test_20_retention_keeps_what_is_needed(
@@ -442,6 +532,28 @@ def test_21_same_name_for_other_content_keeps_both(
     assert registry.import_registry(tmp_path / "export.yml").added == ()
 
 
+def test_21_name_that_an_import_makes_is_free(
+    registry: SignatureRegistry, tmp_path: Any, open_registry: Callable[..., SignatureRegistry]
+) -> None:
+    """Also where the name that it would take first belongs to a version, here or in the file, or is an alias."""
+    other = SignatureRegistry(tmp_path / "elsewhere")
+    long = "x" * 100
+    made = other.register_version("qa", {"c": "B"}, version="v1").version_hash
+    other.register_version("qa", {"c": "D"}, version=f"v1_{made[:10]}")
+    longest = other.register_version("qa", {"c": "E"}, version=long).version_hash
+    other.export_registry(tmp_path / "export.yml")
+    registry.register_version("qa", {"c": "A"}, version="v1")
+    registry.register_version("qa", {"c": "C"}, version=f"v1_{made[:8]}")
+    registry.register_version("qa", {"c": "F"}, version=long)
+    registry.set_alias("qa", f"v1_{made[:9]}", "v1")
+    report = registry.import_registry(tmp_path / "export.yml")
+    found = {one.version: one.configuration["c"] for one in open_registry().list_versions("qa")}
+    assert list(found.values()) == ["A", "C", "F", "B", "D", "E"]
+    assert report.added[0] == f"qa/v1_{made[:10]}"
+    assert found[f"{'x' * 91}_{longest[:8]}"] == "E"
+    assert open_registry().import_registry(tmp_path / "export.yml").added == ()
+
+
 @pytest.mark.parametrize(
     ("before", "after", "told"),
     [
@@ -467,6 +579,117 @@ def test_08_21_hostile_imports_are_refused_whole(
         three.import_registry(export)
     assert seen(three) == known
     assert {path.name for path in tmp_path.parent.iterdir() if "pwn" in path.name} == set()
+
+
+@pytest.fixture
+def lived(tmp_path: Any, fill: Callable[..., None]) -> dict[str, Any]:
+    """An export of a signature of which everything is known that an export holds."""
+    three = SignatureRegistry(tmp_path / "home")
+    fill(three, "v1", "v2", "v3")
+    for name in ("v1", "v2", "v3"):
+        three.deploy_version("qa", name)
+    three.update_performance_score("qa", "v1", 0.5, n=10, stdev=0.1, score_id="s1")
+    digits = three.get_version("qa", "v1").version_hash
+    three.approve("qa", "v1", environment="production", version_hash=digits, evidence=["s1"], by="bob")
+    three.set_mode("qa", "approve")
+    three.register_version("qa", {"instruction": "Answer as v1."}, metadata={"a": "note"}, version="champion")
+    for outcome in ("rollback", "held"):
+        three.decide("qa", lambda _, outcome=outcome: Ruling(outcome, "why"), trigger="manual")
+    three.export_registry(tmp_path / "export.yml")
+    return dict(yamltext.load((tmp_path / "export.yml").read_bytes(), "export"))
+
+
+def mark_of(rows: dict[str, Any], kind: str) -> dict[str, Any]:
+    """The first mark of a kind."""
+    return next(mark for mark in rows["marks"] if mark["kind"] == kind)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda rows: mark_of(rows, "approval")["data"].clear(), "evidence"),
+        (lambda rows: mark_of(rows, "approval")["data"].update(evidence=[]), "evidence"),
+        (lambda rows: mark_of(rows, "approval")["data"].update(evidence="s1"), "evidence"),
+        (lambda rows: mark_of(rows, "approval").update(actor=None), "actor"),
+        (lambda rows: mark_of(rows, "approval").update(key="production"), "key has to be"),
+        (lambda rows: mark_of(rows, "control")["data"].update(mode=5), "mode"),
+        (lambda rows: mark_of(rows, "control")["data"].update(mode="Auto"), "dry-run"),
+        (lambda rows: mark_of(rows, "control").update(key="../../etc"), "has to be a name"),
+        (lambda rows: mark_of(rows, "alias").update(key="../../x"), "has to be a name"),
+        (lambda rows: mark_of(rows, "alias").update(version_hash=""), "hexadecimal"),
+        (lambda rows: mark_of(rows, "quarantine").update(key="v3"), "quarantined"),
+        (lambda rows: mark_of(rows, "quarantine").update(version="../v3"), "has to be a name"),
+        (lambda rows: rows["pointers"][0].update(environment="../../etc"), "environment has to be a name"),
+        (lambda rows: rows["pointers"][0].update(generation=-5), "generation has to be from 1"),
+        (lambda rows: rows["pointers"][0].update(generation=0), "generation has to be from 1"),
+        (lambda rows: rows["pointers"][0].update(generation=2**63 - 1), "generation has to be from 1"),
+        (lambda rows: rows["deployments"][0].update(generation=0), "generation has to be from 1"),
+        (lambda rows: rows["deployments"][0].update(environment="a/b"), "environment has to be a name"),
+        (lambda rows: rows["deployments"][0].update(version_hash="e"), "hexadecimal"),
+        (lambda rows: rows["decisions"][0].update(environment="a/b"), "environment has to be a name"),
+        (lambda rows: rows["remarks"][0].update(environment="a/b"), "environment has to be a name"),
+        (lambda rows: rows["remarks"][0].update(generation=-1), "generation has to be from 0"),
+        (lambda rows: rows["scores"][0].update(n=0), "examples"),
+        (lambda rows: rows["scores"][0].update(stdev=-1.0), "deviation"),
+        (lambda rows: rows["scores"][0].update(version_hash=""), "hexadecimal"),
+        (lambda rows: rows.update(next_sequence=2**63 - 1), "next_sequence has to be from 1"),
+        (lambda rows: rows.update(next_sequence=-1, versions=[], pointers=[]), "next_sequence has to be from 1"),
+    ],
+)
+def test_08_21_import_takes_nothing_that_would_fail_later(
+    lived: dict[str, Any], tmp_path: Any, spoil: Callable[[dict[str, Any]], None], told: str
+) -> None:
+    """Names, counts and what marks say are checked, and the line is named; as it was exported, it is taken."""
+    target = SignatureRegistry(f"sqlite:///{tmp_path / 'target.db'}")
+    good = yamltext.dump(lived)
+    spoil(lived["signatures"]["qa"])
+    (tmp_path / "export.yml").write_text(yamltext.dump(lived), encoding="utf-8")
+    with pytest.raises(CorruptRegistry, match=told) as caught:
+        target.import_registry(tmp_path / "export.yml")
+    assert caught.value.line is not None
+    assert target.list_signatures() == []
+    (tmp_path / "export.yml").write_text(good, encoding="utf-8")
+    assert target.import_registry(tmp_path / "export.yml").conflicts == ()
+    assert target.control("qa").mode == "approve"
+    assert target.deploy_version("qa", "champion").version == "v1"
+    target.close()
+
+
+def test_21_import_takes_over_no_rollout(lived: dict[str, Any], tmp_path: Any) -> None:
+    """No export holds one; whatever else a file calls a mark is told and left."""
+    for mark in lived["signatures"]["qa"]["marks"]:
+        if mark["kind"] == "note":
+            mark.update(kind="rollout", key="production", data={"nonsense": 1})
+    (tmp_path / "export.yml").write_text(yamltext.dump(lived), encoding="utf-8")
+    target = SignatureRegistry(tmp_path / "target")
+    assert target.import_registry(tmp_path / "export.yml").conflicts == (
+        "qa: the rollout of production was not taken over",
+    )
+    assert target.rollout("qa") is None
+
+
+def test_21_import_of_several_signatures_is_all_or_nothing(
+    registry: SignatureRegistry, tmp_path: Any, seen: Callable[..., Any]
+) -> None:
+    """A name that differs only in case from one that is here, or in the file, keeps all of them out."""
+    other = SignatureRegistry(tmp_path / "elsewhere")
+    for name in ("A1", "M2", "ZZ"):
+        other.register_version(name, {"a": 1}, version="v1")
+    other.export_registry(tmp_path / "export.yml")
+    registry.register_version("zz", {"a": 2}, version="v1")
+    before = seen(registry, "zz")
+    for dry_run in (True, False):
+        with pytest.raises(InvalidName, match="case"):
+            registry.import_registry(tmp_path / "export.yml", dry_run=dry_run)
+    assert (registry.list_signatures(), seen(registry, "zz")) == (["zz"], before)
+    text = (tmp_path / "export.yml").read_text(encoding="utf-8")
+    (tmp_path / "export.yml").write_text(text.replace("M2", "a1").replace("ZZ", "B2"), encoding="utf-8")
+    with pytest.raises(CorruptRegistry, match="case"):
+        registry.import_registry(tmp_path / "export.yml")
+    assert registry.list_signatures() == ["zz"]
+    (tmp_path / "export.yml").write_text(text.replace("ZZ", "B2"), encoding="utf-8")
+    assert registry.import_registry(tmp_path / "export.yml").added == ("A1/v1", "M2/v1", "B2/v1")
+    assert registry.list_signatures() == ["A1", "B2", "M2", "zz"]
 
 
 def test_22_scores_are_added_never_replaced(registry: SignatureRegistry, clock: Any) -> None:
@@ -512,9 +735,19 @@ def test_33_bad_scores_are_refused(three: SignatureRegistry, seen: Callable[...,
         three.update_performance_score("qa", "v1", score)
     with pytest.raises(InvalidScore):
         three.update_performance_score("qa", "v1", 1.7, bounds=(0.0, 1.0))
-    with pytest.raises(InvalidScore):
-        three.update_performance_score("qa", "v1", 0.7, n=0)
+    for bad in ({"n": 0}, {"n": True}, {"n": 2.0}, {"n": 2**53 + 1}, {"n": 2**70}, {"stdev": -1.0}):
+        with pytest.raises(InvalidScore):
+            three.update_performance_score("qa", "v1", 0.7, **bad)
     assert seen(three) == before
+
+
+def test_33_score_of_any_number_of_examples_can_be_imported(three: SignatureRegistry, tmp_path: Any) -> None:
+    """What is taken here is taken from an export, too."""
+    three.update_performance_score("qa", "v1", 0.7, n=2**53)
+    three.export_registry(tmp_path / "export.yml")
+    other = SignatureRegistry(tmp_path / "elsewhere")
+    other.import_registry(tmp_path / "export.yml")
+    assert [score.n for score in other.scores("qa")] == [2**53]
 
 
 def test_37_a_score_id_counts_once(three: SignatureRegistry) -> None:

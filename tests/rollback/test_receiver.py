@@ -133,6 +133,19 @@ def test_without_the_token_nobody_gets_in(receive: Receive, registry: SignatureR
         assert made.client.get(path, headers=headers).status_code == 200
 
 
+@pytest.mark.parametrize("kind", ["files", "sqlite"])
+def test_it_is_not_ready_while_the_registry_is_away(receive: Receive, tmp_path: Path, kind: str) -> None:
+    """A volume that is not mounted is told as such, not as a registry without programs."""
+    place = tmp_path / "volume"
+    with SignatureRegistry(str(place) if kind == "files" else f"sqlite:///{place}") as one:
+        fill(one, "v1")
+        made = receive(one)
+        assert made.client.get("/readyz").json() == {"status": "ready", "programs": 1}
+        place.rename(tmp_path / "away")
+        reply = made.client.get("/readyz")
+        assert (reply.status_code, "volume mounted" in reply.text) == (503, True)
+
+
 def test_token_file_is_read_again_when_it_changes(receive: Receive, token_file: Path) -> None:
     """Two lines let both in while it is changed; a file that is gone leaves the last word."""
     made = receive(token=None, token_file=token_file)

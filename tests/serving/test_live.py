@@ -10,6 +10,8 @@ import shutil
 import sys
 import threading
 import weakref
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,8 @@ from dspy_observe import ConfigurationError, LiveProgram, NotDeployedError
 from dspy_observe.facts import calls
 from dspy_observe.openai_server import OpenAIServer, Reply
 from dspy_observe.records import RegistryEvent
-from dspy_observe.registry import CorruptVersion, IncompatibleProgramError, SignatureRegistry
+from dspy_observe.registry import CorruptVersion, IncompatibleProgramError, InvalidName, SignatureRegistry
+from dspy_observe.registry.stores import open_store
 from dspy_observe.testing import capture_records
 from tests.servers import wait_until
 from tests.serving.conftest import Bot, Follow, Open, Publish, tuned, version_in
@@ -49,6 +52,23 @@ def test_it_is_called_like_a_module_and_answers_with_what_is_deployed(
     assert live.status().version == live.serving.version == "v1"
     assert live.serving.generation == 3
     assert live.status().to_dict()["error"] is None
+
+
+def test_no_version_answers_under_the_hash_of_another(
+    registry: SignatureRegistry, publish: Publish, follow: Follow
+) -> None:
+    """A name that looks like a hash is refused, and where a store holds one, what is deployed answers all the same."""
+    publish(registry, "v1")
+    digits = registry.get_version("bot", "v1").version_hash
+    with pytest.raises(InvalidName):
+        registry.register_program("bot", tuned("v2"), version=digits)
+    other = registry.register_program("bot", tuned("v2"), version="v2")
+    with closing(open_store(registry.config.registry_path)) as store, store.write("bot") as txn:
+        record = txn.by_hash(other.version_hash)
+        txn.remove_version(other.version_hash)
+        txn.add_version(replace(record, version=digits))
+    live = follow(registry)
+    assert (live.version, live(question="a").answer) == ("v1", "v1")
 
 
 async def test_asynchronous_calls(registry: SignatureRegistry, publish: Publish, follow: Follow) -> None:

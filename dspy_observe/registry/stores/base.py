@@ -141,7 +141,11 @@ class Transaction(View, Protocol):
         """Keep a program's text under its SHA-256; a second time does nothing."""
 
     def add_version(self, version: StoredVersion) -> None:
-        """Add a version; its name, hash and sequence are new."""
+        """Add a version; its name, hash and sequence are new.
+
+        Raises:
+            Conflict: The name or the hash is there; at the latest at the end of the transaction.
+        """
 
     def remove_version(self, version_hash: str) -> None:
         """Forget a version; logs and scores keep naming it."""
@@ -217,7 +221,11 @@ class Store(Protocol):
         """The text of a backup."""
 
     def collect(self) -> int:
-        """Delete the programs that no version refers to; returns how many."""
+        """Delete the programs that no version refers to; returns how many.
+
+        Raises:
+            CorruptRegistry: It cannot be told for all programs; nothing was deleted.
+        """
 
     def settings(self) -> dict[str, Any]:
         """The configuration kept in the store; empty when there is none."""

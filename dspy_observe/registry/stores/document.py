@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from dspy_observe.registry import names, yamltext
-from dspy_observe.registry.errors import CorruptRegistry, InvalidName
+from dspy_observe.registry.errors import Conflict, CorruptRegistry, InvalidName
 from dspy_observe.registry.records import Decision, Deployment, FieldFault, Mark, Pointer, Record, StoredVersion
 from dspy_observe.registry.stores.base import FORMAT, Head
+from dspy_observe.registry.stores.checks import check_record, check_whole
 
 __all__ = ["Document", "Fault", "document_from", "read_document"]
 
-_HASH_DIGITS: Final = 64
 _SECTIONS: Final[tuple[tuple[str, type[Record]], ...]] = (
     ("pointers", Pointer),
     ("marks", Mark),
@@ -61,7 +61,14 @@ class Document:
         return other
 
     def add_version(self, version: StoredVersion) -> None:
-        """Add a version and its indexes."""
+        """Add a version and its indexes.
+
+        Raises:
+            Conflict: Its name or its hash is there; the file could not be read any more.
+        """
+        if version.version in self.by_name or version.version_hash in self.by_hash:
+            what = f"{self.name!r} has a version {version.version!r}, or its content, already"
+            raise Conflict(what, expected=None, current=version.version)
         self.versions.append(version)
         self.by_name[version.version] = version
         self.by_hash[version.version_hash] = version
@@ -143,6 +150,10 @@ def document_from(name: str, data: Any) -> Document:
     document = Document(name)
     document.commit = _typed(data, "commit", str)
     document.head = Head(_typed(data, "next_sequence", int), _typed(data, "last_name", str))
+    try:
+        check_whole("next_sequence", document.head.next_sequence, 1)
+    except FieldFault as fault:
+        raise Fault(("next_sequence",), str(fault)) from None
     strange = set(data) - {"format", "signature", "commit", "next_sequence", "last_name", *dict(_SECTIONS)}
     if strange:
         raise Fault((min(strange),), f"{min(strange)!r:.60} is not known here")
@@ -164,9 +175,11 @@ def _typed(data: dict[str, Any], key: str, kind: type) -> Any:
 
 def _record(kind: type[Record], row: Any, path: tuple[str | int, ...]) -> Record:
     try:
-        return kind.from_dict(row)
+        record = kind.from_dict(row)
+        check_record(record)
     except FieldFault as fault:
         raise Fault((*path, fault.field_name) if fault.field_name else path, str(fault)) from None
+    return record
 
 
 def _enter(document: Document, record: Record, path: tuple[str | int, ...]) -> None:
@@ -196,7 +209,7 @@ def _check_version(document: Document, record: StoredVersion, path: tuple[str | 
     if record.version in document.by_name:
         raise Fault((*path, "version"), f"the version {record.version!r} stands here twice")
     for digits in (record.version_hash, record.program_hash):
-        if digits is not None and (len(digits) != _HASH_DIGITS or set(digits) - set("0123456789abcdef")):
+        if digits is not None and not names.is_hash(digits):
             raise Fault((*path, "version_hash"), "a hash has 64 hexadecimal digits")
     if record.version_hash in document.by_hash:
         raise Fault((*path, "version_hash"), f"the content of {record.version!r} stands here twice")

@@ -77,10 +77,16 @@ class FileStore:
 
     def names(self) -> list[str]:
         """All signatures, sorted; files that are not named like one are not ours."""
+        return sorted(path.stem for path in self._signature_files() if names.is_name(path.stem))
+
+    def _signature_files(self) -> list[Path]:
+        """All YAML files where the signatures are, whatever their names."""
         with disk.translated("list the signatures"):
+            self._check_still_there()
             folder = self._root / "signatures"
-            found = [path.stem for path in folder.glob("*.yml")] if folder.is_dir() else []
-        return sorted(name for name in found if names.is_name(name))
+            found = list(folder.glob("*.yml")) if folder.is_dir() else []
+            self._was_there = self._was_there or self._root.is_dir()
+            return found
 
     @contextmanager
     def read(self, name: str) -> Iterator[FileView]:
@@ -124,8 +130,30 @@ class FileStore:
     def collect(self) -> int:
         """See :class:`~dspy_observe.registry.stores.base.Store`."""
         with self._locked(), disk.translated("collect unused programs"):
+            programs = list((self._root / "programs").glob("*.json"))
+            if programs:
+                self._check_all_known()
             used = {one.program_hash for name in self.names() for one in self._load(name).versions}
-            return sum(disk.remove(path) for path in (self._root / "programs").glob("*.json") if path.stem not in used)
+            return sum(disk.remove(path) for path in programs if path.stem not in used)
+
+    def _check_all_known(self) -> None:
+        """Refuse to call programs unused while versions that use them may stand where nobody looks.
+
+        Raises:
+            CorruptRegistry: The signatures' folder is missing, or holds a file that is not named after one.
+        """
+        folder = self._root / "signatures"
+        if not folder.is_dir():
+            raise CorruptRegistry(
+                str(folder), None, "it is missing, so nobody can tell which programs are used; bring it back, or "
+                "delete programs/ if no signature was ever registered here",
+            )  # fmt: skip
+        for path in sorted(self._signature_files()):
+            if not names.is_name(path.stem):
+                raise CorruptRegistry(
+                    str(path), None, "the file is not named after a signature, so its versions would lose their "
+                    "programs; rename it, or move it out of the folder",
+                )  # fmt: skip
 
     def settings(self) -> dict[str, Any]:
         """What ``registry.yml`` says."""

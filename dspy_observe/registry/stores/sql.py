@@ -112,6 +112,8 @@ class SqlStore:
                 "registry_path", str(error), "Use sqlite:///file.db or postgresql+psycopg://user@host/name"
             ) from None
         self._file = self._url.drivername == "sqlite"
+        self._database = Path(str(self._url.database)).absolute() if self._file else None
+        self._inode: tuple[int, int] | None = None
         self._ready = False
         self._preparing = threading.Lock()
         os.register_at_fork(after_in_child=_forget_connections(self._engine))
@@ -244,6 +246,7 @@ class SqlStore:
         """
         with self._translated():
             self._prepare()
+            self._check_still_there()
             connection = self._engine.connect()
             try:
                 if lock is not None and self._file:
@@ -274,7 +277,26 @@ class SqlStore:
                     if not self._file:
                         self._lock(connection, "schema")
                     schema.migrate(connection)
+            self._inode = self._inode_now()
             self._ready = True
+
+    def _inode_now(self) -> tuple[int, int] | None:
+        """Which file the database is; ``None`` where there is none of that name, as for one in memory."""
+        try:
+            found = None if self._database is None else self._database.stat()
+        except OSError:
+            return None
+        return None if found is None else (found.st_dev, found.st_ino)
+
+    def _check_still_there(self) -> None:
+        """SQLite goes on with a file that was deleted, and what it is told to keep is gone with the process."""
+        if self._inode is not None and self._inode_now() != self._inode:
+            self._engine.dispose()
+            if self._database is not None and self._database.exists():
+                self._ready = False  # another one was put in its place: the next attempt opens that
+            raise StoreUnavailable(
+                f"{self.location}: the file was there and is gone, or is another one now. Is its volume mounted?"
+            )
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
