@@ -17,7 +17,7 @@ from dspy_observe.registry.models import ImportReport
 from dspy_observe.registry.records import Decision, FieldFault, Mark, Score, StoredVersion, moment
 from dspy_observe.registry.stores import disk
 from dspy_observe.registry.stores.base import FORMAT, Head, Store, Transaction, View
-from dspy_observe.registry.stores.checks import check_record
+from dspy_observe.registry.stores.checks import check_record, check_said
 from dspy_observe.registry.stores.document import Document, Fault, document_from
 from dspy_observe.registry.values import digest
 from dspy_observe.registry.versions import check_content, configuration_hash
@@ -136,11 +136,20 @@ def _bundle(data: Any, file: str) -> Bundle:
             remarks[name] = _records(Decision, own.pop("remarks", []), "remarks")
             documents[name] = document_from(name, own)
             _check_hashes(documents[name], programs, file)
+            _check_marks(documents[name])
         except InvalidName as error:
             raise Fault(path, str(error)) from None
         except Fault as fault:
             raise Fault((*path, *fault.path), fault.problem) from None
     return Bundle(documents, scores, remarks, programs)
+
+
+def _check_marks(document: Document) -> None:
+    for place, mark in enumerate(document.marks.values()):
+        try:
+            check_said(mark)
+        except FieldFault as fault:
+            raise Fault(("marks", place), str(fault)) from None
 
 
 def _check_twin(name: str, known: dict[str, str]) -> None:

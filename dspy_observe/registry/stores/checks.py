@@ -14,7 +14,7 @@ from dspy_observe.registry.models import MODES, Control
 from dspy_observe.registry.records import Decision, Deployment, FieldFault, Mark, Pointer, Record, Score
 from dspy_observe.registry.values import LARGEST_COUNT, check_sample, finite
 
-__all__ = ["check_record", "check_whole"]
+__all__ = ["check_record", "check_said", "check_whole"]
 
 
 def check_record(record: Record) -> None:
@@ -44,6 +44,20 @@ def check_record(record: Record) -> None:
             _check_mark(record)
 
 
+def check_said(mark: Mark) -> None:
+    """Refuse a mark that says what nobody can go by.
+
+    For imports. Where a person mistyped it in a file, only who asks for it is told, and the versions beside it go on.
+
+    Raises:
+        FieldFault: Which field, and why.
+    """
+    if mark.kind == "control":
+        _check_control(mark.data)
+    elif mark.kind == "approval":
+        _check_approval(mark)
+
+
 def check_whole(field_name: str, number: int, least: int) -> None:
     """Refuse a whole number that leaves no room to count on.
 
@@ -67,7 +81,6 @@ def _check_hash(digits: str) -> None:
 def _check_mark(mark: Mark) -> None:
     if mark.kind == "control":
         _check_name("key", mark.key)
-        _check_control(mark.data)
         return
     _check_name("version", mark.version)
     _check_hash(mark.version_hash)
@@ -79,7 +92,6 @@ def _check_mark(mark: Mark) -> None:
         _check_name("key", environment)
         if digits != mark.version_hash:
             raise FieldFault("key", "has to be the environment, a slash, and the hash that is approved")
-        _check_approval(mark)
     elif mark.kind != "note":  # an alias, or a rollout's environment
         _check_name("key", mark.key)
 
