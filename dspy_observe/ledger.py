@@ -396,7 +396,7 @@ class Ledger:
             entry.switch.reason if entry.switch is not None else None,
             start.user,
         )  # fmt: skip
-        if entry.plan.prices and bill is not _NO_BILL and not record.cache_hit:
+        if entry.plan.prices and bill is not _NO_BILL and record.may_be_billed:
             with _GUARD_PRICE:
                 record = _priced(record, entry.plan.prices)
         if start.is_program and outputs is not None:

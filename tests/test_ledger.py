@@ -17,6 +17,7 @@ import dspy
 import pytest
 from dspy.dsp.utils.settings import thread_local_overrides
 from dspy.utils.callback import ACTIVE_CALL_ID
+from dspy.utils.exceptions import LMRateLimitError, LMServerError, LMTimeoutError
 from prometheus_client import CollectorRegistry
 
 from dspy_observe import safety
@@ -546,6 +547,18 @@ def test_a_price_function_is_not_asked_about_cache_hits(ledger: Ledger) -> None:
         ledger.open(wants, "lm", "l", offline_lm("x"), {})
         ledger.close(wants, "l", ["x"], None)
     assert (wants.records[0].cache_hit, wants.records[0].cost_usd) == (True, 0.0)
+
+
+def test_a_price_function_is_not_asked_about_refused_calls(ledger: Ledger) -> None:
+    """A provider that refuses bills nothing, and the counters book nothing: the record says the same."""
+    wants = Wants("none", price=lambda _: 7.0)
+    with content_plan(wants):
+        for call_id, error in (("l1", LMRateLimitError("slow down")), ("l2", LMServerError("broken"))):
+            ledger.open(wants, "lm", call_id, offline_lm("x"), {})
+            ledger.close(wants, call_id, None, error)
+        ledger.open(wants, "lm", "l3", offline_lm("x"), {})
+        ledger.close(wants, "l3", None, LMTimeoutError("late"))
+    assert [record.cost_usd for record in wants.records] == [None, None, 7.0]
 
 
 @pytest.mark.usefixtures("lenient")
