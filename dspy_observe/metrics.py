@@ -275,8 +275,10 @@ class Instruments:
         return Family(metric, spec.labels, self)
 
     def _watch_ourselves(self) -> None:
-        errors = self["dspy_observe_internal_errors_total"]
-        safety.on_error(lambda site, count: errors.child(site).inc(count))
+        safety.on_error(self._count_error)  # which does not keep the instruments of a registry that is gone
+
+    def _count_error(self, site: str, count: int) -> None:
+        self["dspy_observe_internal_errors_total"].child(site).inc(count)
 
 
 _by_registry: weakref.WeakKeyDictionary[CollectorRegistry, Instruments] = weakref.WeakKeyDictionary()

@@ -6,6 +6,7 @@ Long: one file holds all tests of one module.
 from __future__ import annotations
 
 import base64
+import gc
 import json
 import threading
 import urllib.request
@@ -186,6 +187,21 @@ def test_a_configure_that_fails_leaves_nothing_behind(
         dspy_observe.configure(metrics=Metrics(collector_registry=registry), logs=False)
     assert dspy.settings.callbacks == []
     assert dspy_observe.config._running == []
+
+
+@pytest.mark.parametrize("metrics", [lambda: False, lambda: Metrics(collector_registry=CollectorRegistry())])
+def test_configuring_and_closing_again_and_again_keeps_nothing(metrics: Any) -> None:
+    """What counted the errors of closed observers goes with the next one."""
+
+    def listeners() -> int:
+        with dspy_observe.configure(metrics=metrics(), tracing=False, logs=False):
+            pass
+        gc.collect()
+        safety.on_error(lambda *_: None)()
+        return len(safety._listeners)
+
+    before = listeners()
+    assert max(listeners() for _ in range(5)) <= before
 
 
 def test_close_ends_the_subscription_and_goes_on_past_a_failing_part(

@@ -6,6 +6,7 @@ Long: one file holds all tests of one module.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -134,6 +136,15 @@ def test_label_values_are_redacted(registry: CollectorRegistry) -> None:
     page = render(registry)[0].decode()
     assert "alice" not in page
     assert "&lt;EMAIL&gt;" in page or "<EMAIL>" in page
+
+
+def test_the_instruments_of_a_registry_go_with_it() -> None:
+    """Counting our own errors does not keep them alive."""
+    made = CollectorRegistry()
+    gone = weakref.ref(instruments(Metrics(collector_registry=made)))
+    del made
+    gc.collect()
+    assert gone() is None
 
 
 def test_a_series_that_is_removed_is_gone_and_may_come_back(registry: CollectorRegistry) -> None:
