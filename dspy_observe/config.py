@@ -358,16 +358,17 @@ def _build(
         if metrics is not False and metrics is not None:
             endpoint = serve(metrics)
             stops.append(endpoint)
+        if registry is not None:
+            stops.append(registry.subscribe("*", group.happened))
         callbacks = [group, *others]
         installation.append(callbacks)
     except BaseException:
         for stop in reversed(stops):
-            stop()
+            with safety.guard("configure.undo"):
+                stop()
         raise
     observer = Observer(group, callbacks, stops)
     observer.metrics_url = endpoint.url if endpoint is not None else None
-    if registry is not None:
-        observer._stops.append(registry.subscribe("*", group.happened))
     atexit.register(observer.close)
     observer._stops.append(lambda: atexit.unregister(observer.close))
     return observer

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import gc
 import json
+import socket
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -185,6 +186,30 @@ def test_a_configure_that_fails_leaves_nothing_behind(
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "carrier pigeon")
     with pytest.raises(ConfigurationError, match="OTEL_EXPORTER_OTLP_PROTOCOL"):
         dspy_observe.configure(metrics=Metrics(collector_registry=registry), logs=False)
+    assert dspy.settings.callbacks == []
+    assert dspy_observe.config._running == []
+
+
+def test_a_registry_that_cannot_be_subscribed_to_leaves_nothing_behind(registry: CollectorRegistry) -> None:
+    """No callback, no running observer, and the port is free again."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+
+    def scrape() -> int:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as page:
+            return int(page.status)
+
+    class Unreachable(Registry):
+        def subscribe(self, pattern: str, listener: Callable[[RegistryEvent], None]) -> Callable[[], None]:
+            assert scrape() == 200
+            raise OSError("unreachable")
+
+    metrics = Metrics(port=port, collector_registry=registry)
+    with pytest.raises(OSError, match="unreachable"):
+        dspy_observe.configure(metrics=metrics, tracing=False, logs=False, registry=Unreachable())
+    with pytest.raises(OSError, match="refused"):
+        scrape()
     assert dspy.settings.callbacks == []
     assert dspy_observe.config._running == []
 
