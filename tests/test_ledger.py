@@ -562,6 +562,33 @@ def test_a_price_function_is_not_asked_about_refused_calls(ledger: Ledger) -> No
 
 
 @pytest.mark.usefixtures("lenient")
+def test_objects_of_the_application_that_raise_leave_the_record(ledger: Ledger) -> None:
+    """A data set without a text and an exception with a broken property are counted, and the record goes out."""
+
+    class Textless:
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    class HostileError(Exception):
+        @property
+        def status_code(self) -> int:
+            raise RuntimeError
+
+    before = safety.counts()
+    capture = Capture()
+    metadata = {"callback_metadata": {"dataset": Textless()}}
+    ledger.open(capture, "evaluate", "e", dspy.Evaluate(devset=[]), metadata)
+    ledger.close(capture, "e", type("Result", (), {"score": 50.0})(), None)
+    ledger.open(capture, "tool", "t", dspy.Tool(lambda: None, name="t"), {})
+    ledger.close(capture, "t", None, HostileError())
+    evaluated, failed = capture.records
+    assert (evaluated.score, evaluated.dataset) == (0.5, None)
+    assert (failed.outcome, failed.error_type) == ("error", "HostileError")
+    for site in ("calls.evaluation", "ledger.outcome"):
+        assert safety.counts()[site] == before.get(site, 0) + 1
+
+
+@pytest.mark.usefixtures("lenient")
 @pytest.mark.parametrize("bad", [-1.0, float("nan"), float("inf"), "many", RuntimeError])
 def test_a_price_function_that_cannot_be_right_leaves_the_estimate(ledger: Ledger, bad: Any) -> None:
     """Negative, infinite, no number, or raising: counted, and the record goes out."""
