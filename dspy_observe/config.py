@@ -120,7 +120,7 @@ class Observer:
             )
         fields = [answer.call_id, answer.program, answer.version, answer.role, answer.trace_id]
         text = json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
-        return _REF_PREFIX + base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+        return _REF_PREFIX + base64.urlsafe_b64encode(text.encode("utf-8", "replace")).decode().rstrip("=")
 
     def score(self, call_ref_or_prediction: object, value: float, *, source: str, score_id: str | None = None) -> bool:
         """Book how good an answer was, on the program version that gave it.

@@ -422,6 +422,14 @@ def test_a_reference_is_plain_text_that_another_process_can_read(
     assert capture.scores[0].version == "v1"
 
 
+def test_a_name_that_cannot_be_encoded_can_be_referred_to(observer: dspy_observe.Observer, capture: Capture) -> None:
+    """A lone surrogate is a question mark everywhere."""
+    program = observer.track(dspy.Predict("question -> answer"), name="q\ud800", version="\ud800")
+    assert observer.score(observer.call_ref(ask(program)), 1.0, source="\ud800", score_id="\ud800")
+    (score,) = capture.scores
+    assert (score.program, score.version, score.source, score.score_id) == ("q?", "?", "?", "?")
+
+
 @pytest.mark.parametrize("thing", [dspy.Prediction(answer="42"), 5, None, object(), ("a",)])
 def test_what_no_program_returned_has_no_reference(observer: dspy_observe.Observer, thing: Any) -> None:
     """An equal prediction is another answer."""

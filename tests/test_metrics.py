@@ -138,6 +138,15 @@ def test_label_values_are_redacted(registry: CollectorRegistry) -> None:
     assert "&lt;EMAIL&gt;" in page or "<EMAIL>" in page
 
 
+@pytest.mark.parametrize("name", ["dspy_score", "dspy_deployed_version_info", "dspy_tool_duration_seconds"])
+def test_a_label_value_that_cannot_be_encoded_costs_no_page(registry: CollectorRegistry, name: str) -> None:
+    """A lone surrogate, as a cut text has it, becomes a question mark."""
+    family = instruments(Metrics(collector_registry=registry))[name]
+    family.child(*(f"{label} \ud83d" for label in family.labels))
+    for accept in ("", "application/openmetrics-text"):
+        assert b'version="version ?"' in render(registry, accept)[0]
+
+
 def test_the_instruments_of_a_registry_go_with_it() -> None:
     """Counting our own errors does not keep them alive."""
     made = CollectorRegistry()

@@ -16,25 +16,40 @@ from dspy_observe.conventions import REGISTRY_PREFIX
 from dspy_observe.records import RegistryEvent, Score
 from dspy_observe.redaction.redactor import Redactor, redact
 
-__all__ = ["redact_event", "redact_name", "redact_score"]
+__all__ = ["encodable", "redact_event", "redact_name", "redact_score"]
 
 T = TypeVar("T", str, str | None)
 
 _LONGEST_NAME: Final = 256
 """Characters; longer texts are no names, and keeping them would cost memory."""
 
-_remembered: Final = lru_cache(maxsize=4096)(redact)
+def encodable(text: str) -> str:
+    """The text with ``?`` for lone surrogates, which UTF-8 cannot carry: one would cost a whole page or line."""
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace").decode()
+    return text
+
+
+def _clean(name: str) -> str:
+    return encodable(redact(name))
+
+
+_remembered: Final = lru_cache(maxsize=4096)(_clean)
 
 
 def redact_name(name: T) -> T:
-    """A name without what is private.
+    """A name without what is private, in characters that can be encoded.
 
     Args:
         name: Any text; ``None`` stays ``None``.
     """
     if name is None:
         return None
-    return _remembered(name) if len(name) <= _LONGEST_NAME else redact(name)
+    return _remembered(name) if len(name) <= _LONGEST_NAME else _clean(name)
 
 
 def redact_event(event: RegistryEvent, redactors: Sequence[Redactor] = ()) -> RegistryEvent:
@@ -98,5 +113,15 @@ def _data(data: dict[str, Any], redactors: Sequence[Redactor]) -> dict[str, Any]
     clean: Any = data
     for redactor in (_walking(), *redactors):
         clean, _ = redactor.redact(clean)
-    # A whole mapping that could not be redacted comes back as a text that says so.
-    return clean if isinstance(clean, dict) else {"data": clean}
+    if not isinstance(clean, dict):  # a whole mapping that could not be redacted comes back as a text that says so
+        return {"data": clean}
+    found: dict[str, Any] = _all_encodable(clean)
+    return found
+
+
+def _all_encodable(value: Any) -> Any:
+    if isinstance(value, str):
+        return encodable(value)
+    if isinstance(value, dict):
+        return {_all_encodable(key): _all_encodable(item) for key, item in value.items()}
+    return [_all_encodable(item) for item in value] if isinstance(value, list) else value
