@@ -75,6 +75,16 @@ def test_a_tag_belongs_to_the_instance_and_not_to_its_copies() -> None:
         assert tag_of(other) is None
 
 
+def test_a_tag_keeps_a_version_that_looks_like_an_address() -> None:
+    """Alerts compare it with the registry's, which takes it as it is."""
+    program = Answer()
+    for version in ("1.2.3.4", "1.2.3.5"):
+        tag(program, "support-4111111111111111", version)
+        found = tag_of(program)
+        assert found is not None
+        assert (found.name, found.version) == ("support-4111111111111111", version)
+
+
 def test_a_tag_goes_with_its_instance() -> None:
     """The map of tags does not grow with short-lived programs."""
     before = len(calls._tags)

@@ -138,6 +138,15 @@ def test_label_values_are_redacted(registry: CollectorRegistry) -> None:
     assert "&lt;EMAIL&gt;" in page or "<EMAIL>" in page
 
 
+def test_names_of_programs_and_versions_are_the_registrys(registry: CollectorRegistry) -> None:
+    """A version that looks like an address stays what alerts compare it with; a credential goes all the same."""
+    key = "ghp_EXAMPLE7NotARealTokenAtAll0123456789"
+    for version in ("1.2.3.4", "1.2.3.5", key):
+        instruments(Metrics(collector_registry=registry))["dspy_deployed_version_info"].child("qa", "e", version).set(1)
+    found = {dict(labels)["version"] for labels in values(render(registry)[0].decode(), "dspy_deployed_version_info")}
+    assert found == {"1.2.3.4", "1.2.3.5", "<API_KEY>"}
+
+
 @pytest.mark.parametrize("name", ["dspy_score", "dspy_deployed_version_info", "dspy_tool_duration_seconds"])
 def test_a_label_value_that_cannot_be_encoded_costs_no_page(registry: CollectorRegistry, name: str) -> None:
     """A lone surrogate, as a cut text has it, becomes a question mark."""

@@ -20,7 +20,7 @@ from dspy_observe.facts.identity import WeakIdentityMap
 from dspy_observe.facts.lm import HistoryTap, setting
 from dspy_observe.facts.users import current_user
 from dspy_observe.records import ROLES, CallKind, CallStart, Outcome, make_call_start
-from dspy_observe.redaction import redact, redact_name
+from dspy_observe.redaction import redact, redact_given_name, redact_name
 
 __all__ = [
     "DEADLINE",
@@ -104,7 +104,7 @@ def tag(module: object, name: str, version: str | None = None, role: str = "stab
         raise ConfigurationError("version", f"{shown} is no version", 'Give a text such as "v3", or None')
     if role not in ROLES:
         raise ConfigurationError("role", f"{redact(repr(role))} is not a role", f"Use one of {', '.join(ROLES)}")
-    _tags.set(module, Tag(redact_name(name), redact_name(version), role))
+    _tags.set(module, Tag(redact_given_name(name), redact_given_name(version), role))
 
 
 def tag_of(module: object) -> Tag | None:
