@@ -120,7 +120,7 @@ class Observer:
             )
         fields = [answer.call_id, answer.program, answer.version, answer.role, answer.trace_id]
         text = json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
-        return _REF_PREFIX + base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+        return _REF_PREFIX + base64.urlsafe_b64encode(text.encode("utf-8", "replace")).decode().rstrip("=")
 
     def score(self, call_ref_or_prediction: object, value: float, *, source: str, score_id: str | None = None) -> bool:
         """Book how good an answer was, on the program version that gave it.
@@ -358,16 +358,17 @@ def _build(
         if metrics is not False and metrics is not None:
             endpoint = serve(metrics)
             stops.append(endpoint)
+        if registry is not None:
+            stops.append(registry.subscribe("*", group.happened))
         callbacks = [group, *others]
         installation.append(callbacks)
     except BaseException:
         for stop in reversed(stops):
-            stop()
+            with safety.guard("configure.undo"):
+                stop()
         raise
     observer = Observer(group, callbacks, stops)
     observer.metrics_url = endpoint.url if endpoint is not None else None
-    if registry is not None:
-        observer._stops.append(registry.subscribe("*", group.happened))
     atexit.register(observer.close)
     observer._stops.append(lambda: atexit.unregister(observer.close))
     return observer

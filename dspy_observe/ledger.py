@@ -37,6 +37,7 @@ from dspy_observe.records import (
     CallRecord,
     CallStart,
     Finding,
+    Outcome,
     Price,
     make_call_record,
     make_call_start,
@@ -369,6 +370,11 @@ class Ledger:
         score = dataset = None
         if start.kind == "evaluate":
             score, dataset = calls.evaluation(entry.raw, outputs)
+        outcome: Outcome = "ok"
+        if exception is not None:
+            outcome = "error"  # also where an exception of the application's raises when it is looked at
+            with _GUARD_OUTCOME:
+                outcome = calls.outcome_of(exception)
         taken_outputs = message = None
         if entry.plan.content != "none":
             with _GUARD_CONTENT:
@@ -378,7 +384,7 @@ class Ledger:
             start.role, start.is_program, start.operation, start.model_requested, start.provider, start.streaming,
             start.started_at,
             max(0.0, now - entry.started_mono),
-            calls.outcome_of(exception) if exception is not None else "ok",
+            outcome,
             redact_name(type(exception).__name__) if exception is not None else None,
             bill.model_served,
             bill.response_id,
@@ -403,7 +409,7 @@ class Ledger:
             entry.switch.reason if entry.switch is not None else None,
             start.user,
         )  # fmt: skip
-        if entry.plan.prices and bill is not _NO_BILL and not record.cache_hit:
+        if entry.plan.prices and bill is not _NO_BILL and record.may_be_billed:
             with _GUARD_PRICE:
                 record = _priced(record, entry.plan.prices)
         if start.is_program and outputs is not None:
@@ -477,6 +483,7 @@ def _is_same_call(entry: _Entry, above: _Entry) -> bool:
 _GUARD_CONTENT = safety.guard("ledger.content")
 _GUARD_BILLING = safety.guard("ledger.billing")
 _GUARD_PRICE = safety.guard("ledger.price")
+_GUARD_OUTCOME = safety.guard("ledger.outcome")
 
 
 def _ended_start(

@@ -44,7 +44,7 @@ from dspy_observe.conventions import (
 )
 from dspy_observe.environment import env_default, parse_floats
 from dspy_observe.errors import ConfigurationError
-from dspy_observe.redaction import redact_name
+from dspy_observe.redaction import redact_given_name, redact_name
 
 __all__ = ["Endpoint", "Instruments", "Metrics", "instruments", "render", "separate", "serve", "worker_exited"]
 
@@ -55,6 +55,8 @@ _CAPPED: Final = frozenset(
      "environment", "entity", "rule", "reason", "site"}
 )  # fmt: skip
 """Labels whose values come from data; the others take a fixed set of words."""
+_GIVEN: Final = frozenset({"program", "version"})
+"""Labels whose values are names of the registry's, which alerts compare with what is deployed."""
 
 
 _EXEMPLAR_EVERY_S: Final = 1.0  # far below any scrape interval
@@ -250,7 +252,7 @@ class Instruments:
         """The label value to use for a value from data: redacted, and ``other`` beyond the ceiling."""
         if value is None or value == "":
             return UNKNOWN_LABEL
-        value = redact_name(value)
+        value = redact_given_name(value) if label in _GIVEN else redact_name(value)
         if label not in _CAPPED:
             return value
         seen = self._seen.setdefault(label, set())
@@ -275,8 +277,10 @@ class Instruments:
         return Family(metric, spec.labels, self)
 
     def _watch_ourselves(self) -> None:
-        errors = self["dspy_observe_internal_errors_total"]
-        safety.on_error(lambda site, count: errors.child(site).inc(count))
+        safety.on_error(self._count_error)  # which does not keep the instruments of a registry that is gone
+
+    def _count_error(self, site: str, count: int) -> None:
+        self["dspy_observe_internal_errors_total"].child(site).inc(count)
 
 
 _by_registry: weakref.WeakKeyDictionary[CollectorRegistry, Instruments] = weakref.WeakKeyDictionary()

@@ -186,6 +186,18 @@ class CallRecord:
     """What was wrong with that model: ``rate_limit``, ``timeout``, ``deadline``, ``server``, ``circuit_open``, ..."""
     user: str | None = None
 
+    @property
+    def may_be_billed(self) -> bool:
+        """Whether a provider may have billed this LM call.
+
+        Not what DSPy's cache answered, nor what the provider refused before anything was generated.
+        """
+        if self.cache_hit:
+            return False
+        if self.outcome in ("ok", "cancelled", "timeout") or self.billed_but_failed:
+            return True
+        return bool(self.cut_off) or self.ttft_s is not None or self.error_type == "LMStreamAssemblyError"
+
 
 def _quick(cls: type[Any]) -> Callable[..., Any]:
     """Make a function that builds a frozen slotted dataclass from all its fields, in order.

@@ -13,9 +13,10 @@ import logging
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
+from types import MethodType, TracebackType
 
 __all__ = ["clean_names_with", "counts", "guard", "on_error", "swallowed"]
 
@@ -25,7 +26,8 @@ _logger = logging.getLogger("dspy_observe")
 _lock = threading.Lock()
 _counts: dict[str, int] = {}
 _logged_at: dict[str, float] = {}
-_listeners: list[Callable[[str, int], None]] = []
+_listeners: list[Callable[[], Callable[[str, int], None] | None]] = []
+"""What gives the listeners, or ``None`` where the object of a method is gone."""
 _cleaners: list[Callable[[str], str]] = []
 
 
@@ -77,8 +79,10 @@ def swallowed(site: str, error: BaseException, count: int = 1) -> None:
         if not quiet:
             _logged_at[site] = now
         listeners = tuple(_listeners)
-    for listener in listeners:
-        listener(site, count)
+    for reference in listeners:
+        listener = reference()
+        if listener is not None:
+            listener(site, count)
     if not quiet:
         _logger.warning(
             "dspy_observe: %s at %s in %s; the program is not affected, some telemetry is missing. "
@@ -100,19 +104,25 @@ def on_error(listener: Callable[[str, int], None]) -> Callable[[], None]:
 
     The listener is told of the earlier errors too, so that a counter made late starts with the right value.
 
+    Args:
+        listener: A method does not keep its object alive, and is called as long as the object lives.
+
     Returns:
         A function that stops the calls.
     """
+    reference: Callable[[], Callable[[str, int], None] | None]
+    reference = weakref.WeakMethod(listener) if isinstance(listener, MethodType) else lambda: listener
     with _lock:
         earlier = dict(_counts)
-        _listeners.append(listener)
+        # Here and not in a finaliser, which may run in a thread that holds the lock.
+        _listeners[:] = [known for known in _listeners if known() is not None]
+        _listeners.append(reference)
     for site, count in earlier.items():
         listener(site, count)
 
     def stop() -> None:
         with _lock:
-            if listener in _listeners:
-                _listeners.remove(listener)
+            _listeners[:] = [known for known in _listeners if known is not reference]
 
     return stop
 

@@ -18,6 +18,7 @@ from structlog.testing import CapturingLogger, capture_logs
 
 from dspy_observe import CallbackGroup, LogCallback, Logs, OTelCallback, Tracing, handoff, safety
 from dspy_observe.facts import calls
+from dspy_observe.facts.users import acting_for
 from dspy_observe.records import CallRecord, RegistryEvent, Score
 from dspy_observe.testing import Capture, FrozenClock, frozen_clock, offline_lm
 
@@ -212,6 +213,28 @@ def test_a_standard_logger_may_be_given(caplog: pytest.LogCaptureFixture) -> Non
     assert line["program"] == "100%s"
     assert line["what"].startswith("<object")
     assert captured == []
+
+
+def test_a_text_that_cannot_be_encoded_costs_no_line() -> None:
+    """A file in UTF-8 gets the line with a question mark for the lone surrogate."""
+    written = io.BytesIO()
+    handler = logging.StreamHandler(io.TextIOWrapper(written, encoding="utf-8"))
+    logger = logging.getLogger("app.surrogates")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    logger.propagate = False
+    callback = LogCallback(Logs(logger=logger))
+    try:
+        callback.happened(RegistryEvent("dspy.registry.export", "q\ud800", 1.0, data={"why \ud800": ["cut \ud83d"]}))
+        with frozen_clock() as clock, acting_for("\ud800"):
+            run(clock, [callback], version="v\ud800")
+        assert callback.flush(20)
+    finally:
+        logger.removeHandler(handler)
+    handler.flush()
+    event, *calls_ = map(json.loads, written.getvalue().decode().splitlines())
+    assert (event["program"], event["why ?"]) == ("q?", ["cut ?"])
+    assert [(line["version"], line["user"]) for line in calls_] == [("v?", "?")] * 2
 
 
 def test_two_callbacks_with_one_logger_write_a_line_once(lines: Lines) -> None:

@@ -10,6 +10,7 @@ import pytest
 from dspy.utils.exceptions import AdapterParseError, LMUnexpectedError
 from opentelemetry import context as context_api
 from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -159,6 +160,18 @@ def test_captured_content_is_redacted_and_cut(spans: Spans, redactor_first: bool
     assert lm["gen_ai.input.messages"].startswith('[{"role": "system", "parts": [{"type": "text"')
     assert lm["gen_ai.input.messages"].endswith("more characters]")
     assert "alice" not in repr([whole(span) for span in spans.finished.values()])
+
+
+def test_content_that_cannot_be_encoded_is_exported_with_a_question_mark(spans: Spans) -> None:
+    """A reply or an error text with a lone surrogate costs no attribute on its way through OTLP."""
+    otel = OTelCallback(Tracing(tracer_provider=spans.provider, capture_content="redacted"))
+    redaction = RedactionCallback(metrics=Metrics(collector_registry=CollectorRegistry()))
+    run([otel, redaction], answer={"answer": "cut \ud83d"})
+    with pytest.raises(LMUnexpectedError):
+        run([otel, redaction], answer=LMUnexpectedError("broken \ud83d"))
+    sent = encode_spans(spans.exporter.get_finished_spans()).SerializeToString()
+    for text in (b"gen_ai.output.messages", b'"cut ?"', b"exception.message", b"broken ?"):
+        assert text in sent, text
 
 
 def test_a_failed_parse_is_an_event_on_its_modules_span(spans: Spans) -> None:

@@ -6,7 +6,9 @@ Long: one file holds all tests of one module.
 from __future__ import annotations
 
 import base64
+import gc
 import json
+import socket
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -186,6 +188,45 @@ def test_a_configure_that_fails_leaves_nothing_behind(
         dspy_observe.configure(metrics=Metrics(collector_registry=registry), logs=False)
     assert dspy.settings.callbacks == []
     assert dspy_observe.config._running == []
+
+
+def test_a_registry_that_cannot_be_subscribed_to_leaves_nothing_behind(registry: CollectorRegistry) -> None:
+    """No callback, no running observer, and the port is free again."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+
+    def scrape() -> int:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as page:
+            return int(page.status)
+
+    class Unreachable(Registry):
+        def subscribe(self, pattern: str, listener: Callable[[RegistryEvent], None]) -> Callable[[], None]:
+            assert scrape() == 200
+            raise OSError("unreachable")
+
+    metrics = Metrics(port=port, collector_registry=registry)
+    with pytest.raises(OSError, match="unreachable"):
+        dspy_observe.configure(metrics=metrics, tracing=False, logs=False, registry=Unreachable())
+    with pytest.raises(OSError, match="refused"):
+        scrape()
+    assert dspy.settings.callbacks == []
+    assert dspy_observe.config._running == []
+
+
+@pytest.mark.parametrize("metrics", [lambda: False, lambda: Metrics(collector_registry=CollectorRegistry())])
+def test_configuring_and_closing_again_and_again_keeps_nothing(metrics: Any) -> None:
+    """What counted the errors of closed observers goes with the next one."""
+
+    def listeners() -> int:
+        with dspy_observe.configure(metrics=metrics(), tracing=False, logs=False):
+            pass
+        gc.collect()
+        safety.on_error(lambda *_: None)()
+        return len(safety._listeners)
+
+    before = listeners()
+    assert max(listeners() for _ in range(5)) <= before
 
 
 def test_close_ends_the_subscription_and_goes_on_past_a_failing_part(
@@ -379,6 +420,14 @@ def test_a_reference_is_plain_text_that_another_process_can_read(
     assert ref.isascii()
     assert set(ref).isdisjoint(" +/=&?%")
     assert capture.scores[0].version == "v1"
+
+
+def test_a_name_that_cannot_be_encoded_can_be_referred_to(observer: dspy_observe.Observer, capture: Capture) -> None:
+    """A lone surrogate is a question mark everywhere."""
+    program = observer.track(dspy.Predict("question -> answer"), name="q\ud800", version="\ud800")
+    assert observer.score(observer.call_ref(ask(program)), 1.0, source="\ud800", score_id="\ud800")
+    (score,) = capture.scores
+    assert (score.program, score.version, score.source, score.score_id) == ("q?", "?", "?", "?")
 
 
 @pytest.mark.parametrize("thing", [dspy.Prediction(answer="42"), 5, None, object(), ("a",)])

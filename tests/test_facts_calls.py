@@ -75,6 +75,16 @@ def test_a_tag_belongs_to_the_instance_and_not_to_its_copies() -> None:
         assert tag_of(other) is None
 
 
+def test_a_tag_keeps_a_version_that_looks_like_an_address() -> None:
+    """Alerts compare it with the registry's, which takes it as it is."""
+    program = Answer()
+    for version in ("1.2.3.4", "1.2.3.5"):
+        tag(program, "support-4111111111111111", version)
+        found = tag_of(program)
+        assert found is not None
+        assert (found.name, found.version) == ("support-4111111111111111", version)
+
+
 def test_a_tag_goes_with_its_instance() -> None:
     """The map of tags does not grow with short-lived programs."""
     before = len(calls._tags)
@@ -291,10 +301,14 @@ def result(score: Any) -> Any:
         ({"callback_metadata": "text"}, result(True), (None, "devset")),
         ({"callback_metadata": None}, None, (None, "devset")),
         ({}, result("good"), (None, "devset")),
+        ({}, result(float("nan")), (None, "devset")),
+        ({}, result(float("inf")), (None, "devset")),
+        ({}, result(500.0), (None, "devset")),
+        ({}, result(-0.5), (None, "devset")),
     ],
 )
 def test_score_and_data_set_of_an_evaluation(inputs: Any, outputs: Any, expected: tuple[float | None, str]) -> None:
-    """Percent becomes a share; what is no number is unknown."""
+    """Percent becomes a share; what is no number, or none on that scale, is unknown."""
     assert evaluation(inputs, outputs) == expected
 
 
@@ -304,7 +318,15 @@ def test_score_and_data_set_of_an_evaluation(inputs: Any, outputs: Any, expected
 def caused(outer: BaseException, cause: BaseException | None, context: BaseException | None = None) -> BaseException:
     """An exception with its chain."""
     outer.__cause__, outer.__context__ = cause, context
+    outer.__suppress_context__ = cause is not None  # setting a cause, even None, sets it
     return outer
+
+
+def raised_from_none(context: BaseException) -> BaseException:
+    """What ``raise ValueError() from None`` raises while another exception is handled."""
+    made = ValueError()
+    made.__context__, made.__suppress_context__ = context, True
+    return made
 
 
 class StatusError(Exception):
@@ -332,6 +354,7 @@ CYCLE.__context__.__context__ = CYCLE
         (caused(ValueError(), asyncio.CancelledError()), "cancelled"),
         (caused(ValueError(), None, GeneratorExit()), "cancelled"),
         (caused(ValueError(), KeyError()), "error"),
+        (raised_from_none(asyncio.CancelledError()), "error"),
         (LMRateLimitError("slow down"), "rate_limited"),
         (StatusError(429), "rate_limited"),
         (StatusError(500), "error"),

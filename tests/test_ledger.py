@@ -17,6 +17,7 @@ import dspy
 import pytest
 from dspy.dsp.utils.settings import thread_local_overrides
 from dspy.utils.callback import ACTIVE_CALL_ID
+from dspy.utils.exceptions import LMRateLimitError, LMServerError, LMTimeoutError
 from prometheus_client import CollectorRegistry
 
 from dspy_observe import safety
@@ -569,6 +570,45 @@ def test_a_price_function_is_not_asked_about_cache_hits(ledger: Ledger) -> None:
         ledger.open(wants, "lm", "l", offline_lm("x"), {})
         ledger.close(wants, "l", ["x"], None)
     assert (wants.records[0].cache_hit, wants.records[0].cost_usd) == (True, 0.0)
+
+
+def test_a_price_function_is_not_asked_about_refused_calls(ledger: Ledger) -> None:
+    """A provider that refuses bills nothing, and the counters book nothing: the record says the same."""
+    wants = Wants("none", price=lambda _: 7.0)
+    with content_plan(wants):
+        for call_id, error in (("l1", LMRateLimitError("slow down")), ("l2", LMServerError("broken"))):
+            ledger.open(wants, "lm", call_id, offline_lm("x"), {})
+            ledger.close(wants, call_id, None, error)
+        ledger.open(wants, "lm", "l3", offline_lm("x"), {})
+        ledger.close(wants, "l3", None, LMTimeoutError("late"))
+    assert [record.cost_usd for record in wants.records] == [None, None, 7.0]
+
+
+@pytest.mark.usefixtures("lenient")
+def test_objects_of_the_application_that_raise_leave_the_record(ledger: Ledger) -> None:
+    """A data set without a text and an exception with a broken property are counted, and the record goes out."""
+
+    class Textless:
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    class HostileError(Exception):
+        @property
+        def status_code(self) -> int:
+            raise RuntimeError
+
+    before = safety.counts()
+    capture = Capture()
+    metadata = {"callback_metadata": {"dataset": Textless()}}
+    ledger.open(capture, "evaluate", "e", dspy.Evaluate(devset=[]), metadata)
+    ledger.close(capture, "e", type("Result", (), {"score": 50.0})(), None)
+    ledger.open(capture, "tool", "t", dspy.Tool(lambda: None, name="t"), {})
+    ledger.close(capture, "t", None, HostileError())
+    evaluated, failed = capture.records
+    assert (evaluated.score, evaluated.dataset) == (0.5, None)
+    assert (failed.outcome, failed.error_type) == ("error", "HostileError")
+    for site in ("calls.evaluation", "ledger.outcome"):
+        assert safety.counts()[site] == before.get(site, 0) + 1
 
 
 @pytest.mark.usefixtures("lenient")

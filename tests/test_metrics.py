@@ -6,6 +6,7 @@ Long: one file holds all tests of one module.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -134,6 +136,33 @@ def test_label_values_are_redacted(registry: CollectorRegistry) -> None:
     page = render(registry)[0].decode()
     assert "alice" not in page
     assert "&lt;EMAIL&gt;" in page or "<EMAIL>" in page
+
+
+def test_names_of_programs_and_versions_are_the_registrys(registry: CollectorRegistry) -> None:
+    """A version that looks like an address stays what alerts compare it with; a credential goes all the same."""
+    key = "ghp_EXAMPLE7NotARealTokenAtAll0123456789"
+    for version in ("1.2.3.4", "1.2.3.5", key):
+        instruments(Metrics(collector_registry=registry))["dspy_deployed_version_info"].child("qa", "e", version).set(1)
+    found = {dict(labels)["version"] for labels in values(render(registry)[0].decode(), "dspy_deployed_version_info")}
+    assert found == {"1.2.3.4", "1.2.3.5", "<API_KEY>"}
+
+
+@pytest.mark.parametrize("name", ["dspy_score", "dspy_deployed_version_info", "dspy_tool_duration_seconds"])
+def test_a_label_value_that_cannot_be_encoded_costs_no_page(registry: CollectorRegistry, name: str) -> None:
+    """A lone surrogate, as a cut text has it, becomes a question mark."""
+    family = instruments(Metrics(collector_registry=registry))[name]
+    family.child(*(f"{label} \ud83d" for label in family.labels))
+    for accept in ("", "application/openmetrics-text"):
+        assert b'version="version ?"' in render(registry, accept)[0]
+
+
+def test_the_instruments_of_a_registry_go_with_it() -> None:
+    """Counting our own errors does not keep them alive."""
+    made = CollectorRegistry()
+    gone = weakref.ref(instruments(Metrics(collector_registry=made)))
+    del made
+    gc.collect()
+    assert gone() is None
 
 
 def test_a_series_that_is_removed_is_gone_and_may_come_back(registry: CollectorRegistry) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -146,6 +147,31 @@ def test_a_late_listener_hears_of_earlier_errors_and_a_stopped_one_of_none(site:
     safety.swallowed(site, ValueError())
     assert told[site] == 4
     assert safety.counts()[site] == 5
+
+
+@pytest.mark.usefixtures("lenient")
+def test_a_method_that_listens_does_not_keep_its_object_alive(site: str) -> None:
+    """It is told as long as the object lives, and what is left of it goes with the next listener."""
+
+    class Counter:
+        def __init__(self) -> None:
+            self.told = 0
+
+        def listen(self, _: str, count: int) -> None:
+            self.told += count
+
+    counter = Counter()
+    safety.on_error(counter.listen)
+    before = counter.told
+    safety.swallowed(site, ValueError())
+    assert counter.told == before + 1
+    known = len(safety._listeners)
+    gone = weakref.ref(counter)
+    del counter
+    assert gone() is None
+    safety.swallowed(site, ValueError())
+    safety.on_error(lambda *_: None)()
+    assert len(safety._listeners) < known
 
 
 def test_counts_are_a_copy(site: str) -> None:

@@ -119,7 +119,7 @@ class CostCallback(RecordCallback):
         ):
             if count:
                 self._tokens.child(*who, kind).inc(count)
-        if not _may_be_billed(record):
+        if not record.may_be_billed:
             return
         if not usage.known:
             self._unmetered.child(record.model_requested).inc()
@@ -127,10 +127,3 @@ class CostCallback(RecordCallback):
             self._unpriced.child(record.model_requested).inc()
         else:
             self._cost.child(*who).inc(record.cost_usd)
-
-
-def _may_be_billed(record: CallRecord) -> bool:
-    """Whether a provider may have billed the call: not when it refused it before anything was generated."""
-    if record.outcome in ("ok", "cancelled", "timeout") or record.billed_but_failed:
-        return True
-    return bool(record.cut_off) or record.ttft_s is not None or record.error_type == "LMStreamAssemblyError"

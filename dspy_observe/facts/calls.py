@@ -15,12 +15,13 @@ from dspy.dsp.utils.settings import main_thread_config, thread_local_overrides
 from dspy.utils.callback import ACTIVE_CALL_ID
 from dspy.utils.exceptions import LMError, LMRateLimitError, LMTimeoutError
 
+from dspy_observe import safety
 from dspy_observe.errors import ConfigurationError
 from dspy_observe.facts.identity import WeakIdentityMap
 from dspy_observe.facts.lm import HistoryTap, setting
 from dspy_observe.facts.users import current_user
 from dspy_observe.records import ROLES, CallKind, CallStart, Outcome, make_call_start
-from dspy_observe.redaction import redact, redact_name
+from dspy_observe.redaction import redact, redact_given_name, redact_name
 
 __all__ = [
     "DEADLINE",
@@ -69,6 +70,7 @@ _CONSUMER_LEFT: Final = frozenset({"ClosedResourceError", "BrokenResourceError"}
 DEADLINE: Final = "dspy_observe: the deadline of this attempt has passed"
 """Message of the cancellation that ends a call at its deadline, so that it counts as a timeout."""
 _LONGEST_CHAIN: Final = 16  # LiteLLM wraps an error up to eight times; a cyclic chain must end
+_ALL_PERCENT: Final = 100
 _RATE_LIMITED: Final = 429  # https://www.rfc-editor.org/rfc/rfc6585#section-4
 
 
@@ -82,6 +84,7 @@ class Tag:
 
 
 _tags: WeakIdentityMap[Tag] = WeakIdentityMap()
+_GUARD_EVALUATION = safety.guard("calls.evaluation")
 
 
 def tag(module: object, name: str, version: str | None = None, role: str = "stable") -> None:
@@ -102,7 +105,7 @@ def tag(module: object, name: str, version: str | None = None, role: str = "stab
         raise ConfigurationError("version", f"{shown} is no version", 'Give a text such as "v3", or None')
     if role not in ROLES:
         raise ConfigurationError("role", f"{redact(repr(role))} is not a role", f"Use one of {', '.join(ROLES)}")
-    _tags.set(module, Tag(redact_name(name), redact_name(version), role))
+    _tags.set(module, Tag(redact_given_name(name), redact_given_name(version), role))
 
 
 def tag_of(module: object) -> Tag | None:
@@ -265,16 +268,28 @@ def _identify(
     return program, None, "eval" if trial else "stable"
 
 
-def evaluation(inputs: dict[str, Any], outputs: Any) -> tuple[float | None, str]:
-    """Mean score (0 to 1, ``None`` when there is none) and data set name of a finished evaluation.
+def evaluation(inputs: dict[str, Any], outputs: Any) -> tuple[float | None, str | None]:
+    """Mean score and data set name of a finished evaluation.
 
     DSPy reports a percentage. The name is the caller's ``callback_metadata={"dataset": ...}``, else ``devset``.
+
+    Returns:
+        The score from 0 to 1, ``None`` when there is none on that scale; and the name, ``None`` when it cannot be had.
     """
-    metadata = inputs.get("callback_metadata") or {}
-    dataset = metadata.get("dataset") if isinstance(metadata, dict) else None
-    percent = getattr(outputs, "score", None)
-    score = percent / 100 if isinstance(percent, int | float) and not isinstance(percent, bool) else None
-    return score, redact_name(str(dataset)) if dataset else "devset"
+    score = name = None
+    with _GUARD_EVALUATION:  # a data set is the application's object, whose text may raise
+        score = _share_of(getattr(outputs, "score", None))
+        metadata = inputs.get("callback_metadata") or {}
+        dataset = metadata.get("dataset") if isinstance(metadata, dict) else None
+        name = redact_name(str(dataset)) if dataset else "devset"
+    return score, name
+
+
+def _share_of(percent: Any) -> float | None:
+    """Percent as a share; what a metric on another scale gives, and NaN, can be compared with nothing."""
+    if not isinstance(percent, int | float) or isinstance(percent, bool) or not 0 <= percent <= _ALL_PERCENT:
+        return None
+    return percent / _ALL_PERCENT
 
 
 def examples_scored(outputs: Any) -> int | None:
@@ -284,13 +299,13 @@ def examples_scored(outputs: Any) -> int | None:
 
 
 def causes(exception: BaseException) -> Iterator[BaseException]:
-    """An exception and what it was raised from or while handling, nearest first."""
+    """An exception and what it was raised from or while handling, nearest first, as a traceback shows them."""
     cause: BaseException | None = exception
     for _ in range(_LONGEST_CHAIN):
         if cause is None:
             return
         yield cause
-        cause = cause.__cause__ or cause.__context__
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
 
 
 def outcome_of(exception: BaseException | None) -> Outcome:

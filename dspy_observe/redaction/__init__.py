@@ -67,7 +67,7 @@ from dspy_observe.redaction.errors import RedactionConfigError
 from dspy_observe.redaction.explain import explain
 from dspy_observe.redaction.keynames import DEFAULT_ALLOW, DEFAULT_DENY_KEYS
 from dspy_observe.redaction.logs import RedactingFilter, StructlogRedactor
-from dspy_observe.redaction.names import redact_event, redact_name, redact_score
+from dspy_observe.redaction.names import redact_event, redact_given_name, redact_name, redact_score
 from dspy_observe.redaction.operators import Drop, Fixed, KeyedHash, Label, Mask, Operator
 from dspy_observe.redaction.options import Redaction
 from dspy_observe.redaction.redactor import Redactor, credentials_only, redact
@@ -100,6 +100,7 @@ __all__ = [
     "explain",
     "redact",
     "redact_event",
+    "redact_given_name",
     "redact_name",
     "redact_score",
 ]

@@ -24,6 +24,7 @@ from dspy_observe.config import Cost, Logs, Metrics, Observer, Redaction, Tracin
 from dspy_observe.openai_server import OpenAIServer
 from dspy_observe.records import CallRecord, RegistryEvent, Score
 from dspy_observe.redaction import names, redactor
+from dspy_observe.registry.names import is_name
 from dspy_observe.testing import Capture
 from tests.e2e.leaks import outlets, scenario
 from tests.e2e.leaks.secrets import ENVIRONMENT, Secret, named, planted
@@ -42,6 +43,8 @@ def process_with_secrets(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def forget() -> None:
         ledger._credentials.cache_clear()
         names._remembered.cache_clear()
+        names._given.cache_clear()
+        names._credentials.cache_clear()
         names._walking.cache_clear()
 
     for name, value in ENVIRONMENT.items():
@@ -101,6 +104,15 @@ def _custom(text: str) -> list[tuple[int, int]]:
     return []
 
 
+def given(secret: Secret) -> str:
+    """The secret as the name or version that a program is given, where it can be told from one that is meant.
+
+    What a registry takes for a name is one, whatever number it looks like; only credentials are removed from it.
+    """
+    value = secret.values[0]
+    return value if secret.credential or not is_name(value) else "v1"
+
+
 def put_into_names(secrets: list[Secret], happened: Callable[[RegistryEvent], None]) -> list[Any]:
     """Name programs, versions, tools, modules, error classes, data sets and registry events after secrets.
 
@@ -121,12 +133,12 @@ def put_into_names(secrets: list[Secret], happened: Callable[[RegistryEvent], No
         program = type(f"Program {value}", (scenario.Passages,), {})(secret.text)
         answers.append(program("q"))
         tracked = scenario.Passages(secret.text)
-        dspy_observe.facts.calls.tag(tracked, label, value)
+        dspy_observe.facts.calls.tag(tracked, label, given(secret))
         answers.append(tracked("q"))
         metadata = {"dataset": label, "owner": value}
         data = {"reason": secret.text, "trigger": value, "nested": {"by": [value], label: 1}}
         for event in ("deploy_complete", "rollback_error", value):
-            happened(RegistryEvent(f"dspy.registry.{event}", label, 1.7e9 + number, label, value, data))
+            happened(RegistryEvent(f"dspy.registry.{event}", label, 1.7e9 + number, label, given(secret), data))
         if number % 16 == 0:
             judge = dspy.Evaluate(devset=[dspy.Example(query="q").with_inputs("query")], metric=lambda *_: 1.0)
             judge(tracked, callback_metadata=metadata)
@@ -166,7 +178,7 @@ def test_nothing_leaves_through_configure(mode: Any, lines: outlets.Lines, monke
             extra=[Broken(forbidden), LogCallback(), capture],
         )
         with observer:
-            tracked = itertools.cycle(secret.values[0] for secret in named(forbidden))
+            tracked = itertools.cycle(map(given, named(forbidden)))
             seen = scenario.run(
                 server,
                 scenario.slices(SECRETS, ROUNDS),
@@ -264,9 +276,9 @@ def test_nothing_leaves_in_any_order(order: tuple[str, ...], lines: outlets.Line
         scenario.run(server, texts)
         put_into_names(SECRETS[turn::24], happened)
         for secret in named(SECRETS[turn::24]):
-            value = secret.values[0]
+            value, name = secret.values[0], given(secret)
             for reader in (callback for callback in readers if callback is not capture):
-                reader.scored(Score("0" * 32, 0.5, value, value, value, "stable", value, 1.7e9, None))
+                reader.scored(Score("0" * 32, 0.5, value, name, name, "stable", value, 1.7e9, None))
     found = providers.exported() | lines.written() | outlets.told(capture) | outlets.pages(registry)
     assert b"gen_ai.input.messages" in found["spans"]
     found_out = outlets.leaks(found, SECRETS)

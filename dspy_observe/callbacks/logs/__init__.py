@@ -35,6 +35,7 @@ from dspy_observe.errors import ConfigurationError
 from dspy_observe.handoff import Handoff
 from dspy_observe.records import CallRecord, RegistryEvent, Score
 from dspy_observe.redaction import redact_event, redact_score
+from dspy_observe.redaction.names import encodable
 
 __all__ = ["LogCallback", "Logs"]
 
@@ -158,7 +159,7 @@ def _joined(fields: Mapping[str, Any], write: Callable[[], None]) -> None:
 
 
 def _json(fields: Mapping[str, Any]) -> str:
-    return json.dumps(fields, ensure_ascii=False, default=lambda value: f"<{type(value).__name__}>")
+    return encodable(json.dumps(fields, ensure_ascii=False, default=lambda value: f"<{type(value).__name__}>"))
 
 
 def _event_fields(event: RegistryEvent) -> dict[str, Any]:

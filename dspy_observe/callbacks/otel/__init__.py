@@ -59,6 +59,7 @@ from dspy_observe.handoff import Handoff
 from dspy_observe.ledger import LEDGER
 from dspy_observe.records import ADAPTER_KINDS, CallRecord, CallStart, ContentMode, RegistryEvent, Score
 from dspy_observe.redaction import Redactor, redact_event, redact_score
+from dspy_observe.redaction.names import encodable
 
 __all__ = ["OTelCallback", "Tracing"]
 
@@ -298,7 +299,7 @@ class OTelCallback(RecordCallback):
             return
         event: dict[str, Any] = {exception_attributes.EXCEPTION_TYPE: record.error_type}
         if self.content != "none" and record.error_message is not None:
-            event[exception_attributes.EXCEPTION_MESSAGE] = record.error_message[: self._max_chars]
+            event[exception_attributes.EXCEPTION_MESSAGE] = encodable(record.error_message[: self._max_chars])
         span.add_event("exception", event)
         # The text of an error quotes prompts and replies; its type is enough for a status.
         span.set_status(StatusCode.ERROR, record.error_type)

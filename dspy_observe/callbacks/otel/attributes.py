@@ -18,6 +18,7 @@ from opentelemetry.semconv.attributes import error_attributes
 
 from dspy_observe import conventions as names
 from dspy_observe.records import CallRecord, CallStart, Usage
+from dspy_observe.redaction.names import encodable
 
 __all__ = ["Attribute", "add_content_attributes", "add_end_attributes", "beginning", "model_name"]
 
@@ -274,4 +275,6 @@ def _json(value: Any) -> str:
 
 
 def _cut(text: str, max_chars: int) -> str:
-    return text if len(text) <= max_chars else f"{text[:max_chars]}... [{len(text) - max_chars} more characters]"
+    if len(text) > max_chars:
+        text = f"{text[:max_chars]}... [{len(text) - max_chars} more characters]"
+    return encodable(text)
