@@ -34,7 +34,7 @@ from dspy_observe.environment import unknown_variables
 from dspy_observe.errors import ConfigurationError, UnknownCallError
 from dspy_observe.facts import calls, installation
 from dspy_observe.ledger import LEDGER, Answer
-from dspy_observe.metrics import Metrics, serve
+from dspy_observe.metrics import Metrics, instruments, preferred, serve
 from dspy_observe.readers import Reader
 from dspy_observe.records import ROLES, RegistryEvent, Role, Score
 from dspy_observe.redaction import Redaction, redact
@@ -330,6 +330,7 @@ def _build(
     members: list[Reader | CallbackGroup] = []
     endpoint = None
     otel: OTelCallback | None = None
+    versions: RegistryEventCallback | None = None
     try:
         if tracing is not False:
             otel = OTelCallback(tracing, service=service)
@@ -340,7 +341,10 @@ def _build(
             members.append(LatencyCallback(metrics))
             if cost is not False:
                 members.append(CostCallback(cost, metrics))
-            members.append(RegistryEventCallback(metrics))
+            versions = RegistryEventCallback(metrics)
+            members.append(versions)
+            instruments(metrics).apply(metrics)
+            stops.append(preferred(metrics))
         members.extend(_registrars(registry))
         if redaction is not False:
             # Without metrics its counts go where nobody looks.
@@ -360,6 +364,8 @@ def _build(
             stops.append(endpoint)
         if registry is not None:
             stops.append(registry.subscribe("*", group.happened))
+            with safety.guard("configure.deployed"):
+                _show_deployed(registry, versions)
         callbacks = [group, *others]
         installation.append(callbacks)
     except BaseException:
@@ -383,6 +389,18 @@ def _registrars(registry: EventSource | None) -> list[Registrar]:
     from dspy_observe.registry import RegistryManager, SignatureRegistry
 
     return [Registrar(RegistryManager(registry))] if isinstance(registry, SignatureRegistry) else []
+
+
+def _show_deployed(registry: EventSource, versions: RegistryEventCallback | None) -> None:
+    """Tell what is deployed already: events tell of later deployments only."""
+    from dspy_observe.registry import RegistryManager, SignatureRegistry
+
+    if isinstance(registry, RegistryManager):
+        registry = registry.registry
+    if versions is not None and isinstance(registry, SignatureRegistry):
+        for program in registry.list_signatures():
+            for pointer in registry.pointers(program):
+                versions.stands(program, pointer.environment, pointer.version, pointer.at.timestamp())
 
 
 def _read_ref(ref: str) -> Answer:

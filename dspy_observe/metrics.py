@@ -46,7 +46,17 @@ from dspy_observe.environment import env_default, parse_floats
 from dspy_observe.errors import ConfigurationError
 from dspy_observe.redaction import redact_given_name, redact_name
 
-__all__ = ["Endpoint", "Instruments", "Metrics", "instruments", "render", "separate", "serve", "worker_exited"]
+__all__ = [
+    "Endpoint",
+    "Instruments",
+    "Metrics",
+    "instruments",
+    "preferred",
+    "render",
+    "separate",
+    "serve",
+    "worker_exited",
+]
 
 _logger = logging.getLogger("dspy_observe")
 
@@ -264,6 +274,15 @@ class Instruments:
             seen.add(value)
         return value
 
+    def apply(self, options: Metrics) -> None:
+        """Take over the ceiling of other options; buckets stay as they were when the metrics were made."""
+        self._max = options.max_label_values
+        if options.latency_buckets_s != self._buckets["latency"]:
+            _logger.warning(
+                "dspy_observe: Metrics.latency_buckets_s: this registry's histograms were made with other buckets and "
+                "keep them; set them in the first configure() of the process, or pass a new collector_registry"
+            )
+
     def _make(self, spec: MetricSpec, registry: CollectorRegistry) -> Family:
         metric: MetricWrapperBase
         if spec.type == "counter":
@@ -285,18 +304,30 @@ class Instruments:
 
 _by_registry: weakref.WeakKeyDictionary[CollectorRegistry, Instruments] = weakref.WeakKeyDictionary()
 _by_registry_lock = threading.Lock()
+_preferred: list[Metrics] = []
+
+
+def preferred(options: Metrics) -> Callable[[], None]:
+    """Have these options stand for ``None`` in :func:`instruments`, until the function that is returned is called."""
+    _preferred.append(options)
+
+    def end() -> None:
+        _preferred[:] = [other for other in _preferred if other is not options]
+
+    return end
 
 
 def instruments(options: Metrics | None = None) -> Instruments:
     """The instruments of a registry, made on first use; the first options win.
 
     Args:
-        options: Which registry, buckets and ceiling; ``None`` takes the defaults and the environment.
+        options: Which registry, buckets and ceiling; ``None`` takes those of ``configure()`` where it is in force, else
+            the defaults and the environment.
 
     Raises:
         ConfigurationError: The registry already holds a metric of the same name that is not ours.
     """
-    options = options or Metrics()
+    options = options or (_preferred[-1] if _preferred else Metrics())
     registry = options.collector_registry or REGISTRY
     with _by_registry_lock:
         found = _by_registry.get(registry)

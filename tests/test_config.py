@@ -12,17 +12,20 @@ import socket
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import dspy
 import pytest
 from dspy.utils.callback import BaseCallback
 from opentelemetry.sdk.trace import TracerProvider
-from prometheus_client import CollectorRegistry
+from prometheus_client import REGISTRY, CollectorRegistry
 
 import dspy_observe
 from dspy_observe import CallbackGroup, ConfigurationError, Logs, Metrics, Tracing, UnknownCallError, safety
+from dspy_observe.metrics import instruments
 from dspy_observe.records import RegistryEvent
+from dspy_observe.registry import RegistryManager, SignatureRegistry
 from dspy_observe.testing import Capture, frozen_clock, offline_lm
 
 
@@ -53,6 +56,17 @@ def registry() -> CollectorRegistry:
 def quiet(registry: CollectorRegistry) -> dict[str, Any]:
     """Options that write nowhere but into that registry."""
     return {"metrics": Metrics(collector_registry=registry), "tracing": False, "logs": False}
+
+
+def answered() -> Any:
+    """The answer of a program run."""
+    with dspy.context(lm=offline_lm({"answer": "42"})):
+        return dspy.Predict("question -> answer")(question="why?")
+
+
+def samples(registry: CollectorRegistry, name: str) -> list[Any]:
+    """The samples of one name."""
+    return [sample for family in registry.collect() for sample in family.samples if sample.name == name]
 
 
 @pytest.fixture(autouse=True)
@@ -188,6 +202,46 @@ def test_a_configure_that_fails_leaves_nothing_behind(
         dspy_observe.configure(metrics=Metrics(collector_registry=registry), logs=False)
     assert dspy.settings.callbacks == []
     assert dspy_observe.config._running == []
+
+
+def test_the_ceiling_of_a_later_configure_holds(registry: CollectorRegistry, caplog: pytest.LogCaptureFixture) -> None:
+    """Buckets cannot be changed any more, which is said."""
+    dspy_observe.configure(metrics=Metrics(collector_registry=registry), tracing=False, logs=False).close()
+    assert not caplog.records
+    later = Metrics(collector_registry=registry, max_label_values=1, latency_buckets_s=(1.0, 2.0))
+    with dspy_observe.configure(metrics=later, tracing=False, logs=False) as observer:
+        for source in ("user", "judge"):
+            observer.score(observer.call_ref(answered()), 1, source=source)
+    assert "latency_buckets_s" in caplog.text
+    counted = {sample.labels["source"] for sample in samples(registry, "dspy_score_count")}
+    assert counted == {"user", "other"}
+
+
+def test_what_names_no_metrics_takes_those_of_configure_while_it_runs(registry: CollectorRegistry) -> None:
+    """A live program or a monitor beside it is scraped with the rest."""
+    with dspy_observe.configure(metrics=Metrics(collector_registry=registry), tracing=False, logs=False):
+        assert instruments() is instruments(Metrics(collector_registry=registry))
+    assert instruments() is instruments(Metrics(collector_registry=REGISTRY))
+
+
+@pytest.mark.parametrize("managed", [True, False])
+def test_what_is_deployed_already_is_shown(registry: CollectorRegistry, tmp_path: Path, managed: bool) -> None:
+    """Not only from the next deployment on, which then takes its place."""
+    versions = SignatureRegistry(tmp_path / "registry")
+    for name in ("v1", "v2"):
+        versions.register_version("qa", {"prompt": name}, version=name)
+    versions.deploy_version("qa", "v1")
+    source: Any = RegistryManager(versions) if managed else versions
+    with dspy_observe.configure(
+        metrics=Metrics(collector_registry=registry), tracing=False, logs=False, registry=source
+    ):
+        shown = {"program": "qa", "environment": "production"}
+        assert registry.get_sample_value("dspy_deployed_version_info", {**shown, "version": "v1"}) == 1
+        pointer = versions.pointers("qa")[0]
+        assert registry.get_sample_value("dspy_deployment_timestamp_seconds", shown) == pointer.at.timestamp()
+        versions.deploy_version("qa", "v2")
+        assert registry.get_sample_value("dspy_deployed_version_info", {**shown, "version": "v2"}) == 1
+        assert registry.get_sample_value("dspy_deployed_version_info", {**shown, "version": "v1"}) is None
 
 
 def test_a_registry_that_cannot_be_subscribed_to_leaves_nothing_behind(registry: CollectorRegistry) -> None:

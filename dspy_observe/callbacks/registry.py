@@ -83,18 +83,33 @@ class RegistryEventCallback(RecordCallback):
         short = event.name.removeprefix(REGISTRY_PREFIX)
         self._events.child(event.program, short).inc()
         if short in _MOVES and event.version is not None:
-            key = (event.program, event.environment)
-            before = self._current.get(key)
-            if before is not None and before != event.version:
-                self._deployed.child(*key, before).set(0)
-                self._deployed.remove(*key, before)
-            self._current[key] = event.version
-            self._deployed.child(*key, event.version).set(1)
-            self._deployed_at.child(*key).set(event.at)
+            self._show((event.program, event.environment), event.version, event.at)
         if short in _ROLLBACK_ENDS:
             trigger = event.data.get("trigger")
             trigger = trigger if trigger in ("alert", "monitor", "manual") else None
             self._rollbacks.child(event.program, event.environment, trigger, _ROLLBACK_ENDS[short]).inc()
+
+    def stands(self, program: str, environment: str, version: str, at: float) -> None:
+        """Show a version that was deployed before anybody listened; what was heard since counts more.
+
+        Args:
+            program: The signature.
+            environment: Where it is deployed.
+            version: The version's name.
+            at: Unix time of the deployment in seconds.
+        """
+        key = (program, environment)
+        if key not in self._current:
+            self._show(key, version, at)
+
+    def _show(self, key: tuple[str, str | None], version: str, at: float) -> None:
+        before = self._current.get(key)
+        if before is not None and before != version:
+            self._deployed.child(*key, before).set(0)
+            self._deployed.remove(*key, before)
+        self._current[key] = version
+        self._deployed.child(*key, version).set(1)
+        self._deployed_at.child(*key).set(at)
 
     def scored(self, score: Score) -> None:
         """Book one score on the version that gave the answer."""
