@@ -180,3 +180,26 @@ def test_bad_options_say_which_field_and_what_to_write(make: object) -> None:
     """The error is a ValueError with the field's name in front."""
     with pytest.raises(RedactionConfigError, match=r"^(Detector|Redaction)\.\w+: .+\. .+"):
         make()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("span", [(0, 13), (-1, 12), (-5, 99)])
+def test_a_span_that_reaches_beyond_the_text_is_cut_to_it(span: tuple[int, int]) -> None:
+    """A search that is one off still removes what it found, whether function or detector."""
+
+    def off(text: str, _lowered: str = "") -> list[tuple[int, int]]:
+        return [span] if text == "hello secret" else []
+
+    for detector in (off, Detector("X", scan=off)):
+        redactor = Redactor(Redaction(detectors=(detector,), known_secrets=False, replacement="<GONE>"))
+        assert redactor.redact_text("hello secret") == "<GONE>"
+        assert redactor.failures == 0
+
+
+@pytest.mark.parametrize("span", [(5, 3), (20, 25), (-9, -3), (None, 3)])
+def test_what_is_no_span_at_all_drops_the_text(span: tuple[int, int]) -> None:
+    """It fails closed and is counted; an empty span finds nothing."""
+    redactor = Redactor(Redaction(detectors=(lambda _: [span],), known_secrets=False))
+    assert redactor.redact_text("hello secret").startswith("[REDACTION_ERROR:")
+    assert redactor.failures == 1
+    empty = Redactor(Redaction(detectors=(lambda _: [(3, 3)],), known_secrets=False))
+    assert empty.redact_text("hello secret") == "hello secret"

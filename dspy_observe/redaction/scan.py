@@ -92,7 +92,8 @@ class Scanner:
             found.extend(_foreign(text, name, finder))
         if not found:
             return found
-        return [hit for hit in merged(found) if not self._keeps(text, hit.start, hit.end)]
+        hits = _within(merged(found), len(text))
+        return [hit for hit in hits if not self._keeps(text, hit.start, hit.end)]
 
     def redact(self, text: str, known: Sequence[str], limit: int) -> tuple[str, list[str]]:
         """The text without what is private, and the entities removed, one for each place.
@@ -158,8 +159,17 @@ def entity_of(finder: Finder) -> str:
 def _foreign(text: str, name: str, finder: Finder) -> Iterable[Hit]:
     for span in finder(text):
         start, end = int(span[0]), int(span[1])
-        if 0 <= start < end <= len(text):
+        if start > end or end < 0 or start > len(text):  # what it means cannot be known, so the text must not leave
+            raise ValueError(f"{name} found characters {start} to {end} of {len(text)}")
+        if start < end:
             yield Hit(start, end, name)
+
+
+def _within(hits: list[Hit], size: int) -> list[Hit]:
+    """Hits in order, cut to the text: a finder that is one off has still found something."""
+    if hits[0].start >= 0 and hits[-1].end <= size:
+        return hits
+    return [Hit(max(0, start), min(end, size), name) for start, end, name in hits if start < size and end > 0]
 
 
 def merged(found: list[Hit]) -> list[Hit]:
