@@ -12,7 +12,17 @@ import pytest
 from pydantic import BaseModel
 
 from dspy_observe.records import Finding
-from dspy_observe.redaction import Detector, Redaction, Redactor, credentials_only, explain
+from dspy_observe.redaction import (
+    Detector,
+    Fixed,
+    KeyedHash,
+    Label,
+    Operator,
+    Redaction,
+    Redactor,
+    credentials_only,
+    explain,
+)
 
 MAIL, PHONE = "a.b@example.com", "13812345678"
 KEY = "sk-proj-EXAMPLEnotARealKey0123456789abcdef"
@@ -96,6 +106,25 @@ def test_values_under_names_of_secrets_are_dropped_whole() -> None:
         "headers": {"X-Auth-Token": "<SECRET>"},
     }  # fmt: skip
     assert {finding.path for finding in findings} == {"password", "api_key", "headers.X-Auth-Token"}
+
+
+@pytest.mark.parametrize(
+    "held",
+    ["<hunter2EXAMPLE", "<pw>hunter2EXAMPLE</pw>", "[REDACTION_ERROR hunter2EXAMPLE", "<SECRET>hunter2"],
+)
+def test_a_secret_that_looks_like_a_replacement_is_dropped(held: str) -> None:
+    """Only what this redactor writes itself stays under the name of a secret."""
+    copy, findings = plain().redact({"password": held, "text": json.dumps({"password": held})})
+    assert copy == {"password": "<SECRET>", "text": '{"password": "<SECRET>"}'}
+    assert [finding.entity for finding in findings] == ["SECRET", "SECRET"]
+
+
+@pytest.mark.parametrize("operator", [Label(), Label("[{entity}]"), Fixed("(gone)"), KeyedHash(b"0" * 16)])
+def test_what_replaced_a_secret_stays_under_its_name(operator: Operator) -> None:
+    """The second time there is nothing to find."""
+    redactor = plain(operators={"SECRET": operator})
+    once, _ = redactor.redact({"password": "hunter2EXAMPLE"})
+    assert redactor.redact(once) == (once, ())
 
 
 def test_deny_and_allow_are_options() -> None:

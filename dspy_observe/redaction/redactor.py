@@ -131,7 +131,9 @@ class Redactor:
         memory, (key, held) = self._values, _value_key(value)
         if key is not None and (known := memory.get(key)) is not None:
             return known[0]
-        walker = walk.Walker(self.scan_text, self.failed, self._names.is_secret, self.drop_value, self._ordinary)
+        walker = walk.Walker(
+            self.scan_text, self.failed, self._names.is_secret, self.drop_value, self._is_output, self._ordinary
+        )
         failures = self._failures
         try:
             found = walker.copy(value), tuple(walker.findings)
@@ -232,6 +234,10 @@ class Redactor:
                 return True
         around = _HASHED.search(text, max(0, start - _LONGEST_HASHED), min(len(text), end + _LONGEST_HASHED))
         return around is not None and around.start() <= start and end <= around.end()
+
+    def _is_output(self, text: str) -> bool:
+        """Whether a text as a whole is a replacement of this redactor."""
+        return text in self._outputs or _HASHED.fullmatch(text) is not None
 
     def _check_replacements(self) -> None:
         own = [detector for detector in self.options.detectors if isinstance(detector, Detector)]

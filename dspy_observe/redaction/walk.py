@@ -47,6 +47,7 @@ class Walker:
         failed: From an error and a length to what replaces a value that could not be redacted.
         is_secret: Whether a value under this name is dropped whole.
         drop: From a secret's text to what replaces it.
+        is_output: Whether a text is, as a whole, what stands in place of something removed before.
         ordinary: Keys known to be no secret's name and to have nothing private in them; those met are added.
     """
 
@@ -56,11 +57,13 @@ class Walker:
         failed: Callable[[BaseException, int | None], str],
         is_secret: Callable[[str], bool],
         drop: Callable[[str], str],
+        is_output: Callable[[str], bool],
         ordinary: set[str],
     ) -> None:
         self.findings: list[Finding] = []
         self._ordinary = ordinary
         self._scan, self._failed, self._is_secret, self._drop = scan, failed, is_secret, drop
+        self._is_output = is_output
         self._open: set[int] = set()
         self._nodes = 0
 
@@ -162,8 +165,8 @@ class Walker:
 
     def _dropped(self, item: Any, place: str) -> str:
         text = item if isinstance(item, str) else ""
-        if text.startswith(("<", "[REDACTION_ERROR")) and self._scan(f"password={text}")[1] == []:
-            return text  # replaced already
+        if text and self._is_output(text):
+            return text  # replaced already; a password may begin with "<", too
         self.findings.append(Finding("SECRET", place))
         return self._drop(text)
 
@@ -223,7 +226,7 @@ class Walker:
             parsed = json.loads(text)
         except (ValueError, RecursionError):
             return None
-        inner = Walker(lambda part: (part, []), self._failed, self._is_secret, self._drop, set())
+        inner = Walker(lambda part: (part, []), self._failed, self._is_secret, self._drop, self._is_output, set())
         copied = inner.copy(parsed)
         if not inner.findings:
             return None
