@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from dspy_observe.records import Finding
 from dspy_observe.redaction import (
+    DEFAULT_DETECTORS,
     Detector,
     Fixed,
     KeyedHash,
@@ -209,8 +210,11 @@ def test_a_detector_that_raises_drops_the_value_and_is_counted() -> None:
 
     redactor = plain(detectors=(broken,))
     assert redactor.redact_text("hello " + MAIL) == "[REDACTION_ERROR:LookupError len=21]"
-    assert redactor.redact({"n": 5, "text": MAIL})[0] == {"n": 5, "text": "[REDACTION_ERROR:LookupError len=15]"}
-    assert redactor.failures == 2  # the keys are shorter than anything private and are not looked at
+    assert redactor.redact([5, MAIL])[0] == [
+        "[REDACTION_ERROR:LookupError len=1]",
+        "[REDACTION_ERROR:LookupError len=15]",
+    ]
+    assert redactor.failures == 3
 
 
 def test_input_is_never_touched() -> None:
@@ -275,6 +279,26 @@ def test_credentials_only_leaves_personal_data_and_no_credential() -> None:
     assert copy == {"text": f"{MAIL} <API_KEY> {PHONE}", "password": "<SECRET>", "Authorization": "<SECRET>"}
 
 
+def test_credentials_only_keeps_the_credentials_and_names_of_its_options() -> None:
+    """A token and a name of one's own go in every mode; personal data of one's own stays."""
+    mine = Detector("DEPLOY_KEY", pattern=r"dpk-[0-9]{4}", kind="credential")
+    badge = Detector("BADGE", pattern=r"[A-Z]{2}-[0-9]{6}")
+    options = Redaction(
+        detectors=(*DEFAULT_DETECTORS, badge, mine),
+        deny_keys=frozenset({"vault"}),
+        allow=frozenset({"old_vault"}),
+        known_secrets=False,
+    )
+    copy, _ = credentials_only(options).redact(
+        {"text": f"dpk-1234 {KEY} AB-123456 {MAIL}", "vault": "x", "old_vault": "y", "password": "z"}
+    )
+    assert copy == {
+        "text": f"<DEPLOY_KEY> <API_KEY> AB-123456 {MAIL}", "vault": "<SECRET>", "old_vault": "y", "password": "z",
+    }  # fmt: skip
+    only_mine = credentials_only(Redaction(detectors=(mine,), known_secrets=False))
+    assert only_mine.redact_text(f"dpk-1234 {KEY}") == "<DEPLOY_KEY> <API_KEY>"
+
+
 def test_a_text_beyond_the_limit_is_cut_and_says_so() -> None:
     """No character beyond the limit leaves, no word is cut in two, and the count is right."""
     text = "word " * 200 + MAIL
@@ -304,6 +328,27 @@ def test_explain_names_places_and_operators_without_values() -> None:
 def test_strange_unicode_keeps_its_positions() -> None:
     """``İ`` has a lower case of two characters, lone surrogates have no encoding."""
     assert plain().redact_text("İİİ phone 4155550132 \ud800") == "İİİ phone <PHONE> \ud800"
+
+
+def test_detectors_of_ones_own_see_short_texts_and_small_numbers() -> None:
+    """What no built-in detector finds in a few characters, another may."""
+    pin = Detector("PIN", pattern="[0-9]{4}")
+    redactor = plain(detectors=(*DEFAULT_DETECTORS, pin))
+    assert redactor.redact_text("1234") == "<PIN>"
+    assert redactor.redact({"a": "1234", "b": 1234, "c": 12, "1234": ["x"]})[0] == {
+        "a": "<PIN>", "b": "<PIN>", "c": 12, "<PIN>": ["x"],
+    }  # fmt: skip
+    assert plain().redact({"a": "1234", "b": 1234})[0] == {"a": "1234", "b": 1234}
+
+
+def test_a_key_is_context_for_detectors_of_ones_own() -> None:
+    """As the word before the value is in a text, in any case."""
+    badge = Detector("BADGE", pattern=r"[A-Z]{2}-[0-9]{6}", context=("Badge", "工号"))
+    redactor = plain(detectors=(*DEFAULT_DETECTORS, badge))
+    value = {"badge": "AB-123456", "staffBadge": ["AB-123456"], "工号": "AB-123456", "part": "AB-123456"}
+    assert redactor.redact(value)[0] == {
+        "badge": "<BADGE>", "staffBadge": ["<BADGE>"], "工号": "<BADGE>", "part": "AB-123456",
+    }  # fmt: skip
 
 
 def test_a_detector_with_context_is_part_of_nested_values() -> None:

@@ -14,7 +14,7 @@ from typing import Any, Final
 from dspy_observe import safety
 from dspy_observe.records import Finding
 from dspy_observe.redaction import secrets, validators, walk
-from dspy_observe.redaction.detectors import CREDENTIAL_DETECTORS, Detector, Finder
+from dspy_observe.redaction.detectors import CREDENTIAL_DETECTORS, DEFAULT_DETECTORS, Detector, Finder
 from dspy_observe.redaction.errors import RedactionConfigError
 from dspy_observe.redaction.keynames import KeyNames
 from dspy_observe.redaction.memory import Memory
@@ -29,7 +29,7 @@ __all__ = ["Redactor", "credentials_only", "redact"]
 _GUARD_HOOK: Final = safety.guard("redaction.on_failure")
 _MIN_SECRET: Final = 8  # characters; shorter values are placeholders and would blank out ordinary words
 _MAX_SECRETS: Final = 1_000
-_SHORTEST: Final = 5  # characters; nothing shorter is an entity: the shortest e-mail address has six
+_SHORTEST: Final = 5  # characters; no built-in detector finds less: the shortest e-mail address has six
 _NEVER_SECRET: Final = frozenset(
     {"development", "production", "changeme", "password", "disabled", "undefined", "required", "localhost", "keychain",
      "no-key-required"}
@@ -77,6 +77,12 @@ class Redactor:
         for entity in ("KNOWN_SECRET", "SECRET", *self.options.operators):
             self._add_replacer(entity)
         self._scanner = Scanner(detectors, self._replacement, self._keeps)
+        added = [detector for detector in self.options.detectors if detector not in DEFAULT_DETECTORS]
+        self._shortest = 1 if added else _SHORTEST
+        words = [word for detector in added if isinstance(detector, Detector) for word in detector.context]
+        self._rules = walk.Rules(
+            self.failed, self._names.is_secret, self.drop_value, self._is_output, walk.telling(words), bool(added)
+        )
         self._first_chars = "".join({"<", *(output[0] for output in self._outputs)})
         self._longest = max(_LONGEST_HASHED, *map(len, self._outputs))
         self._check_replacements()
@@ -94,7 +100,7 @@ class Redactor:
 
     def scan_text(self, text: str) -> tuple[str, list[str]]:
         """The text without what is private, and the entity of each replacement."""
-        if len(text) < _SHORTEST:
+        if len(text) < self._shortest:
             return text, []
         memory = self._memory
         known = memory.get(text)
@@ -131,9 +137,7 @@ class Redactor:
         memory, (key, held) = self._values, _value_key(value)
         if key is not None and (known := memory.get(key)) is not None:
             return known[0]
-        walker = walk.Walker(
-            self.scan_text, self.failed, self._names.is_secret, self.drop_value, self._is_output, self._ordinary
-        )
+        walker = walk.Walker(self.scan_text, self._rules, self._ordinary)
         failures = self._failures
         try:
             found = walker.copy(value), tuple(walker.findings)
@@ -302,9 +306,13 @@ def credentials_only(options: Redaction | None = None) -> Redactor:
     """A redactor for content that its owner wants raw: credentials are removed, personal data stays.
 
     Args:
-        options: Operators, names and limits to keep; its detectors are replaced. ``None`` takes the defaults.
+        options: What to keep: operators, names, limits, and its detectors of the kind ``credential``; the built-in ones
+            are added to them. ``None`` takes the defaults.
     """
-    return Redactor(replace(options or Redaction(), detectors=CREDENTIAL_DETECTORS))
+    options = options or Redaction()
+    own = [each for each in options.detectors if isinstance(each, Detector) and each.kind == "credential"]
+    built_in = [each for each in CREDENTIAL_DETECTORS if each not in own]
+    return Redactor(replace(options, detectors=(*own, *built_in)))
 
 
 _default: Redactor | None = None

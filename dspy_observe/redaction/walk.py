@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from dspy_observe.records import Finding
 
-__all__ = ["Walker"]
+__all__ = ["Rules", "Walker", "telling"]
 
 _MAX_DEPTH: Final = 64
 _MAX_NODES: Final = 100_000
@@ -21,6 +21,7 @@ _MAX_ORDINARY: Final = 4_096
 _SMALL_INT: Final = 1_000_000
 _LONGEST_INT: Final = 20  # digits; a card number has at most 19
 _CONTEXT_CHARS: Final = 256  # a longer text carries its own context
+_NAME_CHARS: Final = 100  # of a number's name; more than any detector looks at
 _TELLING: Final = re.compile(
     r"phone|tel|mobile|cell|fax|ssn|social|card|pan\b|passport|id_?card|identity|contact|手机|电话|身份证|卡号|证件",
     re.IGNORECASE,
@@ -39,31 +40,53 @@ def _is_telling(name: str) -> bool:
     return _TELLING.search(name) is not None
 
 
+def telling(words: Iterable[str]) -> Callable[[str], bool]:
+    """Whether a name says what the short value under it is.
+
+    Args:
+        words: Context words of detectors that are not built in.
+    """
+    own = tuple({word.lower() for word in words})
+    if not own:
+        return _is_telling
+    return lru_cache(maxsize=4096)(lambda name: _is_telling(name) or any(word in name.lower() for word in own))
+
+
+class Rules(NamedTuple):
+    """What a redactor decides about the parts of values. Made once and shared."""
+
+    failed: Callable[[BaseException, int | None], str]
+    """From an error and a length to what replaces a value that could not be redacted."""
+    is_secret: Callable[[str], bool]
+    """Whether a value under this name is dropped whole."""
+    drop: Callable[[str], str]
+    """From a secret's text to what replaces it."""
+    is_output: Callable[[str], bool]
+    """Whether a text is, as a whole, what stands in place of something removed before."""
+    is_telling: Callable[[str], bool]
+    """Whether a name is the context of a short value under it."""
+    all_numbers: bool
+    """Whether numbers of few digits can be private, too."""
+
+
 class Walker:
     """Copies one value. Made for each value and not shared.
 
     Args:
         scan: From a text to its redacted form and the entities removed.
-        failed: From an error and a length to what replaces a value that could not be redacted.
-        is_secret: Whether a value under this name is dropped whole.
-        drop: From a secret's text to what replaces it.
-        is_output: Whether a text is, as a whole, what stands in place of something removed before.
+        rules: The redactor's decisions.
         ordinary: Keys known to be no secret's name and to have nothing private in them; those met are added.
     """
 
     def __init__(
         self,
         scan: Callable[[str], tuple[str, list[str]]],
-        failed: Callable[[BaseException, int | None], str],
-        is_secret: Callable[[str], bool],
-        drop: Callable[[str], str],
-        is_output: Callable[[str], bool],
+        rules: Rules,
         ordinary: set[str],
     ) -> None:
         self.findings: list[Finding] = []
         self._ordinary = ordinary
-        self._scan, self._failed, self._is_secret, self._drop = scan, failed, is_secret, drop
-        self._is_output = is_output
+        self._scan, self._rules, self._is_secret = scan, rules, rules.is_secret
         self._open: set[int] = set()
         self._nodes = 0
 
@@ -93,7 +116,7 @@ class Walker:
         try:
             return self._object(value, path, name)
         except Exception as error:  # noqa: BLE001 - objects of others may raise anything when read
-            return self._failed(error, None)
+            return self._rules.failed(error, None)
         finally:
             self._open.discard(id(value))
 
@@ -165,10 +188,10 @@ class Walker:
 
     def _dropped(self, item: Any, place: str) -> str:
         text = item if isinstance(item, str) else ""
-        if text and self._is_output(text):
+        if text and self._rules.is_output(text):
             return text  # replaced already; a password may begin with "<", too
         self.findings.append(Finding("SECRET", place))
-        return self._drop(text)
+        return self._rules.drop(text)
 
     def _key(self, key: Any, path: str) -> Any:
         if isinstance(key, str):
@@ -188,16 +211,19 @@ class Walker:
             return items
 
     def _number(self, value: float, path: str, name: str) -> Any:
-        if -_SMALL_INT < value < _SMALL_INT or not (isinstance(value, int) or value.is_integer()):
+        if (-_SMALL_INT < value < _SMALL_INT and not self._rules.all_numbers) or not (
+            isinstance(value, int) or value.is_integer()
+        ):
             return value
         digits = str(abs(int(value)))
         if len(digits) > _LONGEST_INT:
             return value
-        out, entities = self._scan(f"{name}={digits}" if name else digits)
-        if not entities:
+        before = f"{name[-_NAME_CHARS:]}=" if name else ""
+        out, entities = self._scan(before + digits)
+        if not entities and out == before + digits:  # else a detector has failed
             return value
         self.findings.extend(Finding(entity, path) for entity in entities)
-        return out[len(name) + 1 :] if name and out.startswith(f"{name}=") else out
+        return out.removeprefix(before)
 
     def _text(self, text: str, path: str, name: str, parse: bool = True) -> str:
         if (
@@ -211,7 +237,7 @@ class Walker:
             if parsed is not None:
                 text = parsed
         out, entities = self._scan(text)
-        if name and len(out) <= _CONTEXT_CHARS and _is_telling(name):
+        if name and len(out) <= _CONTEXT_CHARS and self._rules.is_telling(name):
             prefix = f"{name}: "
             told, more = self._scan(prefix + out)
             if more and told.startswith(prefix):
@@ -226,7 +252,7 @@ class Walker:
             parsed = json.loads(text)
         except (ValueError, RecursionError):
             return None
-        inner = Walker(lambda part: (part, []), self._failed, self._is_secret, self._drop, self._is_output, set())
+        inner = Walker(lambda part: (part, []), self._rules, set())
         copied = inner.copy(parsed)
         if not inner.findings:
             return None
