@@ -92,7 +92,8 @@ def test_private_networks_stay_when_only_public_addresses_are_asked_for() -> Non
 @pytest.mark.parametrize(
     "name",
     ["password", "dbPassword", "DB_PASSWORD", "X-Api-Key", "openai_api_key", "authToken", "client-secret", "userpassword",
-     "Authorization", "set-cookie", "aws_secret_access_key", "password1", "session_token", "APIKEY", "密码"],
+     "Authorization", "set-cookie", "aws_secret_access_key", "password1", "session_token", "APIKEY", "密码",
+     "passwords", "access_tokens", "private_keys", "secretKeys", "user_passwords"],
 )  # fmt: skip
 def test_names_of_secrets_are_known_in_any_spelling(name: str) -> None:
     """Case, hyphens, underscores and camel case do not matter."""
@@ -102,7 +103,8 @@ def test_names_of_secrets_are_known_in_any_spelling(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     ["prompt_tokens", "max_tokens", "token_count", "trace_id", "cache_key", "primary_key", "author", "keyboard", "tokens",
-     "secretary", "compass", "gen_ai.usage.input_tokens", "next_page_token", "time_to_first_token", "model", ""],
+     "secretary", "compass", "gen_ai.usage.input_tokens", "next_page_token", "time_to_first_token", "model", "",
+     "cached_tokens", "session_tokens", "public_keys", "cache_keys", "passwords_count"],
 )  # fmt: skip
 def test_names_that_only_look_so_stay(name: str) -> None:
     """Usage, identifiers and ordinary words are not secrets."""

@@ -6,7 +6,8 @@ import json
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import quote, quote_plus
 
 import pytest
 from pydantic import BaseModel
@@ -24,6 +25,8 @@ from dspy_observe.redaction import (
     credentials_only,
     explain,
 )
+from dspy_observe.redaction.keynames import DEFAULT_ALLOW, DEFAULT_DENY_KEYS, KeyNames
+from dspy_observe.redaction.process import environment_secrets
 
 MAIL, PHONE = "a.b@example.com", "13812345678"
 KEY = "sk-proj-EXAMPLEnotARealKey0123456789abcdef"
@@ -148,6 +151,46 @@ def test_json_inside_a_string_is_redacted_by_name_and_stays_json(ascii_only: boo
     assert {finding.entity for finding in findings} == {"PHONE", "SECRET"}
 
 
+@pytest.mark.parametrize("around", [" {}", "\n\t{}", "  {} \n"])
+def test_json_with_space_around_it_is_json(around: str) -> None:
+    """And the space stays."""
+    text = around.format('{"password": "correct horse"}')
+    assert plain().redact(text)[0] == around.format('{"password": "<SECRET>"}')
+    assert plain().redact({"q": text})[0] == {"q": around.format('{"password": "<SECRET>"}')}
+
+
+def test_json_lines_are_redacted_line_by_line() -> None:
+    """Lines without a secret, and lines that are no JSON, stay as they were."""
+    lines = ['{"password": "correct horse"}', '{"a":1}', "", '[{"secretKeys": ["x"]}]\r', '{"token": broken']
+    clean = ['{"password": "<SECRET>"}', '{"a":1}', "", '[{"secretKeys": "<SECRET>"}]\r', '{"token": broken']
+    assert plain().redact("\n".join(lines))[0] == "\n".join(clean)
+    prose = '{"password": [1]}\nis what they sent'
+    assert plain().redact(prose)[0] == prose
+
+
+class Login(NamedTuple):
+    """A value with names for its places."""
+
+    user: str
+    password: str
+
+
+def test_a_named_tuple_keeps_its_names() -> None:
+    """They say which of its values is a secret."""
+    assert plain().redact([Login(MAIL, "correct horse"), ("a", 1)])[0] == [
+        {"user": "<EMAIL>", "password": "<SECRET>"},
+        ("a", 1),
+    ]
+
+
+def test_many_texts_end_as_many_containers_do() -> None:
+    """Numbers, such as an embedding's, do not count."""
+    copy, _ = plain().redact([f"text {number}" for number in range(150_000)])
+    assert len(copy) == 100_000
+    assert copy[-1] == "<TRUNCATED ITEMS>"
+    assert len(plain().redact({"v": [0.5] * 150_000})[0]["v"]) == 150_000
+
+
 def test_cycles_depth_and_size_end() -> None:
     """A value that holds itself, one of ten thousand levels, one of a hundred and fifty thousand items."""
     loop: dict[str, Any] = {"mail": MAIL}
@@ -217,6 +260,21 @@ def test_a_detector_that_raises_drops_the_value_and_is_counted() -> None:
     assert redactor.failures == 3
 
 
+@pytest.mark.parametrize("name", ["ghp_EXAMPLE0123456789abcdefghijABCDEFGHI", "not a name", "purple_elephant_9"])
+def test_an_error_named_after_something_private_is_any_exception(name: str) -> None:
+    """Names of types are made of data, too."""
+    kind = type(name, (Exception,), {})
+
+    def broken(text: str) -> Iterator[tuple[int, int]]:
+        raise kind(text)
+
+    seen: list[str] = []
+    redactor = Redactor(Redaction(detectors=(broken,)), on_failure=lambda kind, _: seen.append(kind))
+    redactor.add_secrets(["purple_elephant_9"])
+    assert redactor.redact_text("hello there") == "[REDACTION_ERROR:Exception len=11]"
+    assert seen == ["Exception"]
+
+
 def test_input_is_never_touched() -> None:
     """The copy shares no container with the input."""
     value = {"a": [MAIL, {"b": (PHONE,)}], "password": "x1y2z3"}
@@ -236,6 +294,27 @@ def test_secrets_of_the_process_are_replaced_literally(monkeypatch: pytest.Monke
     assert redactor.redact_text(json.dumps({"q": 'plain words "here"'})) == '{"q": "<KNOWN_SECRET>"}'
     assert redactor.redact_text("plain%20words%20%22here%22") == "<KNOWN_SECRET>"
     assert redactor.redact_text("short /home/somebody/somewhere") == "short /home/somebody/somewhere"
+
+
+def test_a_secret_of_the_environment_may_end_in_a_line_break() -> None:
+    """As it does when it was read from a file."""
+    names = KeyNames(DEFAULT_DENY_KEYS, DEFAULT_ALLOW)
+    assert environment_secrets(names, {"MY_API_KEY": " purple elephant\n", "HOME": "/x"}) == ["purple elephant"]
+
+
+def test_a_known_secret_is_found_however_it_was_written() -> None:
+    """In URLs, forms, JSON of every kind and ``repr``."""
+    secret = "pass'EX/AMPLE\"q+9\\é8 z"
+    redactor = Redactor()
+    redactor.add_secrets([secret])
+    written = (
+        secret, quote(secret), quote(secret, safe=""), quote_plus(secret), json.dumps(secret)[1:-1],
+        json.dumps(secret).replace("/", "\\/")[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1], repr(secret)[1:-1],
+    )  # fmt: skip
+    for form in written:
+        assert redactor.redact_text(f"said {form} again") == "said <KNOWN_SECRET> again"
+    redactor.add_secrets(["lone \ud800 surrogate"])
+    assert redactor.redact_text("lone%20%ED%A0%80%20surrogate") == "<KNOWN_SECRET>"
 
 
 def test_secrets_learnt_later_are_replaced_from_then_on() -> None:

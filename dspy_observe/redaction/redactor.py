@@ -8,6 +8,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import lru_cache
 from json import dumps
 from typing import Any, Final
 
@@ -34,8 +35,10 @@ _NEVER_SECRET: Final = frozenset(
     {"development", "production", "changeme", "password", "disabled", "undefined", "required", "localhost", "keychain",
      "no-key-required"}
 )  # fmt: skip
+_MAY_BE_JSON: Final = "[{ \t\r\n"
 _HASHED: Final = re.compile(r"<[A-Z][A-Z0-9_]{0,63}:[a-p]{8,32}>")
 _LONGEST_HASHED: Final = 99
+_LONGEST_NAME: Final = 100  # characters of an error's type
 _OWN_WORDS: Final = ("TRUNCATED", "REDACTION_ERROR", "KNOWN_SECRET", "CHARS")
 
 _Redacted = tuple[Any, tuple[Finding, ...]]
@@ -120,9 +123,10 @@ class Redactor:
     def redact(self, value: Any) -> tuple[Any, tuple[Finding, ...]]:
         """A redacted copy of any value, as plain data, and what was removed from where.
 
-        Mappings become dicts; dataclasses and pydantic models become dicts of their fields; exceptions become
-        ``TypeName: message``; bytes become their length; other objects become their redacted ``repr``. Cycles and
-        what lies deeper than 64 levels are named, not followed.
+        Mappings become dicts; dataclasses, named tuples and pydantic models become dicts of their fields; exceptions
+        become ``TypeName: message``; bytes become their length; other objects become their redacted ``repr``. Cycles
+        and what lies deeper than 64 levels are named, not followed; what comes after 100,000 texts and containers is
+        left out.
 
         Args:
             value: Anything; it is only read.
@@ -131,7 +135,7 @@ class Redactor:
             The copy, and one finding for each place, which names the entity and the path, never the value. Equal
             values may get the very same copy; it is to be read, not changed.
         """
-        if type(value) is str and value[:1] not in "[{":
+        if type(value) is str and value[:1] not in _MAY_BE_JSON:
             out, entities = self.scan_text(value)
             return out, tuple(Finding(entity, "") for entity in entities)
         memory, (key, held) = self._values, _value_key(value)
@@ -156,7 +160,7 @@ class Redactor:
         return self._scanner.hits(text[: self.options.scan_limit_chars], self._known)
 
     def add_secrets(self, values: Iterable[str]) -> None:
-        """Replace these texts literally from now on, also in their JSON-escaped and percent-encoded forms.
+        """Replace these texts literally from now on, also as JSON, URLs, forms and ``repr`` write them.
 
         Args:
             values: Secrets such as an LM's ``api_key``. Those under 8 characters, or that are part of a replacement,
@@ -172,7 +176,7 @@ class Redactor:
                 self._secrets[value] = None
             while len(self._secrets) > _MAX_SECRETS:
                 self._secrets.popitem(last=False)
-            forms = {form for value in self._secrets for form in (value, dumps(value)[1:-1], _percent_encoded(value))}
+            forms = {form for value in self._secrets for form in _forms(value)}
             self._known = tuple(sorted(forms, key=lambda form: (-len(form), form)))
             self._values = Memory()
             self._ordinary = set()
@@ -193,7 +197,7 @@ class Redactor:
             error: What was raised.
             length: Characters of the value; ``None`` when unknown.
         """
-        kind = type(error).__name__
+        kind = self._kind(error)
         with self._lock:
             self._failures += 1
         safety.swallowed("redaction.detector", error)
@@ -201,6 +205,15 @@ class Redactor:
             with _GUARD_HOOK:
                 self._on_failure(kind, length or 0)
         return f"[REDACTION_ERROR:{kind}{'' if length is None else f' len={length}'}]"
+
+    def _kind(self, error: BaseException) -> str:
+        """The name of an error's type, or ``Exception`` where the name itself may hold something private."""
+        kind = type(error).__name__
+        try:
+            clean = len(kind) <= _LONGEST_NAME and kind.isidentifier() and not _names_scanner().hits(kind, self._known)
+        except Exception:  # noqa: BLE001 - it is asked while an error is handled
+            clean = False
+        return kind if clean else "Exception"
 
     def _prepared(self, detector: Detector | Finder) -> Detector | Finder:
         if not isinstance(detector, Detector):
@@ -266,6 +279,16 @@ class Redactor:
         return not any(value in text for text in (*self._outputs, *_OWN_WORDS))
 
 
+def _forms(value: str) -> Iterable[str]:
+    """A secret and how it looks once written: mostly the same few characters, so that few of these differ."""
+    yield value
+    for ascii_only in (True, False):
+        escaped = dumps(value, ensure_ascii=ascii_only)[1:-1]
+        yield from (escaped, escaped.replace("/", "\\/"))
+    quoted = _percent_encoded(value)
+    yield from (quoted, quoted.replace("%2F", "/"), quoted.replace("%20", "+"), repr(value)[1:-1])
+
+
 def _percent_encoded(value: str) -> str:
     return "".join(
         char if char.isascii() and (char.isalnum() or char in "-._~") else "".join(f"%{byte:02X}" for byte in raw)
@@ -313,6 +336,12 @@ def credentials_only(options: Redaction | None = None) -> Redactor:
     own = [each for each in options.detectors if isinstance(each, Detector) and each.kind == "credential"]
     built_in = [each for each in CREDENTIAL_DETECTORS if each not in own]
     return Redactor(replace(options, detectors=(*own, *built_in)))
+
+
+@lru_cache(maxsize=1)
+def _names_scanner() -> Scanner:
+    """The built-in detectors as they are: those of a redactor may be what has just failed."""
+    return Scanner(DEFAULT_DETECTORS, lambda *_: "", lambda *_: False)
 
 
 _default: Redactor | None = None

@@ -17,6 +17,7 @@ __all__ = ["Rules", "Walker", "telling"]
 _MAX_DEPTH: Final = 64
 _MAX_NODES: Final = 100_000
 _MAX_JSON: Final = 1_000_000
+_MAX_LINES: Final = 10_000
 _MAX_ORDINARY: Final = 4_096
 _SMALL_INT: Final = 1_000_000
 _LONGEST_INT: Final = 20  # digits; a card number has at most 19
@@ -27,7 +28,8 @@ _TELLING: Final = re.compile(
     re.IGNORECASE,
 )
 # Brackets, then a value or an end. Prompts often begin with a bracket too: "[[ ## question ## ]]", "[INST]".
-_JSON_START: Final = re.compile(r"""[\[{][\s\[{]{0,64}(?:["0-9\]}-]|true|false|null|NaN|Infinity)""")
+_JSON_FIRST: Final = frozenset("{[ \t\r\n")
+_JSON_START: Final = re.compile(r"""\s{0,1000}[\[{][\s\[{]{0,64}(?:["0-9\]}-]|true|false|null|NaN|Infinity)""")
 _JSON_SECRET: Final = re.compile(
     r"pass|pwd|secret|token|key|cred|auth|cookie|jwt|cvv|cvc|otp|dsn|bearer|connection|mnemonic|密|令牌|\\u5bc6",
     re.IGNORECASE,
@@ -124,7 +126,7 @@ class Walker:
         if type(value) is dict:  # first and without asking an abstract class: nearly everything is
             return self._mapping(value, path)
         if isinstance(value, list):
-            return [self.copy(item, f"{path}[{at}]", name) for at, item in enumerate(value)]
+            return self._items(value, path, name)
         if isinstance(value, str):
             return self._text(str.__str__(value), path, name)
         if isinstance(value, bytes | bytearray | memoryview):
@@ -132,7 +134,7 @@ class Walker:
         if isinstance(value, Mapping):
             return self._mapping(value, path)
         if isinstance(value, tuple):
-            return tuple(self.copy(item, f"{path}[{at}]", name) for at, item in enumerate(value))
+            return self._tuple(value, path, name)
         if isinstance(value, AbstractSet):
             return self._set(value, path, name)
         if isinstance(value, BaseException):
@@ -145,6 +147,23 @@ class Walker:
         if isinstance(value, int | float):
             return self._number(value, path, name)
         return self._text(repr(value), path, name)
+
+    def _tuple(self, value: tuple[Any, ...], path: str, name: str) -> Any:
+        fields = getattr(type(value), "_fields", ())
+        if fields and len(fields) == len(value):  # a named one
+            return self._mapping(dict(zip(fields, value, strict=True)), path)
+        return tuple(self._items(value, path, name))
+
+    def _items(self, values: Iterable[Any], path: str, name: str) -> list[Any]:
+        result: list[Any] = []
+        for at, item in enumerate(values):
+            if self._nodes >= _MAX_NODES:
+                result.append("<TRUNCATED ITEMS>")
+                break
+            if type(item) is str:  # containers count themselves, and numbers cost next to nothing
+                self._nodes += 1
+            result.append(self.copy(item, f"{path}[{at}]", name))
+        return result
 
     def _mapping(self, value: Mapping[Any, Any], path: str) -> dict[Any, Any]:
         result: dict[Any, Any] = {}
@@ -204,7 +223,7 @@ class Walker:
         return clean
 
     def _set(self, value: AbstractSet[Any], path: str, name: str) -> Any:
-        items = [self.copy(item, f"{path}[]", name) for item in value]
+        items = self._items(value, path, name)
         try:
             return frozenset(items) if isinstance(value, frozenset) else set(items)
         except TypeError:
@@ -228,7 +247,7 @@ class Walker:
     def _text(self, text: str, path: str, name: str, parse: bool = True) -> str:
         if (
             parse
-            and text[:1] in ("{", "[")
+            and text[:1] in _JSON_FIRST
             and len(text) <= _MAX_JSON
             and _JSON_START.match(text)
             and _JSON_SECRET.search(text)
@@ -247,10 +266,12 @@ class Walker:
         return out
 
     def _json(self, text: str, path: str) -> str | None:
-        """The text of a JSON document with secrets dropped by name; ``None`` when it has none or is no JSON."""
+        """A JSON document, or one on each line, with secrets dropped by name; ``None`` when it has none."""
         try:
             parsed = json.loads(text)
-        except (ValueError, RecursionError):
+        except ValueError:
+            return self._json_lines(text, path)
+        except RecursionError:
             return None
         inner = Walker(lambda part: (part, []), self._rules, set())
         copied = inner.copy(parsed)
@@ -258,4 +279,15 @@ class Walker:
             return None
         self.findings.extend(Finding(f.entity, f"{path}.{f.path}" if path else f.path) for f in inner.findings)
         separators = (", ", ": ") if re.match(r"[^:]{0,400}: ", text) else (",", ":")
-        return json.dumps(copied, ensure_ascii=text.isascii(), separators=separators)
+        inside = text.strip()
+        clean = json.dumps(copied, ensure_ascii=text.isascii(), separators=separators)
+        return f"{text[: text.index(inside)]}{clean}{text[len(text.rstrip()) :]}"
+
+    def _json_lines(self, text: str, path: str) -> str | None:
+        lines = text.split("\n", _MAX_LINES)
+        if not 1 < len(lines) <= _MAX_LINES or any(line.lstrip()[:1] not in ("{", "[", "") for line in lines):
+            return None
+        clean = [self._json(line, path) if _JSON_SECRET.search(line) else None for line in lines]
+        if clean.count(None) == len(lines):
+            return None
+        return "\n".join(line if new is None else new for line, new in zip(lines, clean, strict=True))
