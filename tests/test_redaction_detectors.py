@@ -93,7 +93,7 @@ def test_private_networks_stay_when_only_public_addresses_are_asked_for() -> Non
     "name",
     ["password", "dbPassword", "DB_PASSWORD", "X-Api-Key", "openai_api_key", "authToken", "client-secret", "userpassword",
      "Authorization", "set-cookie", "aws_secret_access_key", "password1", "session_token", "APIKEY", "密码",
-     "passwords", "access_tokens", "private_keys", "secretKeys", "user_passwords"],
+     "passwords", "access_tokens", "private_keys", "secretKeys", "user_passwords", "a_" * 110 + "password"],
 )  # fmt: skip
 def test_names_of_secrets_are_known_in_any_spelling(name: str) -> None:
     """Case, hyphens, underscores and camel case do not matter."""
@@ -144,6 +144,7 @@ def test_key_families_are_many_and_bounded() -> None:
         ("tool call used 1234567 bytes", "tool call used 1234567 bytes"),
         ("LM call 12345678 ended, tool_call 7654321", "LM call 12345678 ended, tool_call 7654321"),
         ("call 5550132 after the tool call", "call <PHONE> after the tool call"),
+        ("called 7123532 times", "called 7123532 times"),
         ("LM call with phone 4155550132", "LM call with phone <PHONE>"),
         ("dial +44 (0)20 7946 0958 now", "dial <PHONE> now"),
         ("+44 (0)7911 123456, +81 (0)90-1234-5678", "<PHONE>, <PHONE>"),
@@ -151,6 +152,30 @@ def test_key_families_are_many_and_bounded() -> None:
         ("ssh deploy@203.0.113.42 failed", "ssh deploy@<IP> failed"),
         ("ssh root@10.1.2.3", "ssh root@<IP>"),
         ("npm i pkg@1.2.3.4", "npm i pkg@1.2.3.4"),
+        ("Cookie: lang=en; session=EXAMPLEopaque0123456789abcdef", "Cookie: <COOKIE>"),
+        ("Cookie: seen=; a=1; s=EXAMPLEopaque0123456789abcdef ok", "Cookie: <COOKIE> ok"),
+        ("cookie: n=1 and more; cookies = a=b", "cookie: n=1 and more; cookies = a=b"),
+        (
+            "Authorization: AWS4-HMAC-SHA256 Credential=EXAMPLE/s3/aws4_request, SignedHeaders=host;date, Signature=fe5f80f77d5",
+            "Authorization: <SECRET> <AUTHORIZATION>",
+        ),
+        (
+            'Authorization: Digest username="Mufasa", uri="/dir", response="6629fae49393a05397450978507c4ef1" sent',
+            "Authorization: Digest <AUTHORIZATION> sent",
+        ),
+        (
+            '{"h": "Authorization: Hawk id=\\"dh37\\", ts=\\"1353832234\\", mac=\\"6R4rV5iE+NPoym+WwjeHzjAGX=\\"", "n": 1}',
+            '{"h": "Authorization: Hawk <AUTHORIZATION>", "n": 1}',
+        ),
+        (
+            "{'Authorization': 'OAuth realm=\"x\",oauth_signature=\"EXAMPLEwOJIO9A2W5mFwDgiDvZbTSMK%2FPY%3D\"', 'n': 1}",
+            "{'Authorization': 'OAuth <AUTHORIZATION>', 'n': 1}",
+        ),
+        (
+            '{"Authorization": "Basic ZXhhbXBsZTpleGFtcGxl=", "realm": "x", "n": 1}',
+            '{"Authorization": "Basic <AUTHORIZATION>", "realm": "x", "n": 1}',
+        ),
+        ("Authorization: Custom id_token=EXAMPLE0123456789,sig_value=abc", "Authorization: Custom <AUTHORIZATION>"),
     ],
 )
 def test_texts_become_exactly_this(text: str, expected: str) -> None:

@@ -389,6 +389,20 @@ def test_a_text_beyond_the_limit_is_cut_and_says_so() -> None:
     assert note == f"<TRUNCATED {len(text) - len(kept)} CHARS>"
 
 
+@pytest.mark.parametrize(
+    "number",
+    ["4111 1111 1111 1111", "139 1234 5678", "+44 (0)20 7946 0958", "GB19 NWBK 6016 1331 9269 99", "4111　1111"],
+)
+def test_no_number_in_groups_is_cut_in_two(number: str) -> None:
+    """Wherever the limit falls, it is there as a whole, and replaced, or not at all."""
+    for lead in range(190, 230):
+        for before in ("x" * (lead - 1) + " ", "x" * (lead - 1) + "号"):
+            out = plain(scan_limit_chars=256, detectors=()).redact_text(before + number + " tail" * 40)
+            kept = out.partition("<TRUNCATED")[0].removeprefix("x" * (lead - 1)).strip(" 号+(")
+            assert kept == "" or kept.startswith(number.strip("+"))
+    assert plain(scan_limit_chars=256).redact_text("a3 " * 70 + "word " * 40).startswith("a3 " * 70)
+
+
 def test_truncation_comes_after_redaction() -> None:
     """A number across the edge is gone as a whole."""
     for lead in range(180, 260):

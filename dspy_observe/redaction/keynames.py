@@ -61,7 +61,7 @@ class KeyNames:
         """Whether a value under this name (any string, any length) is a secret."""
 
     def _decide(self, name: str) -> bool:
-        words = _words(name[:200])
+        words = _words(name[-200:])
         while len(words) > 1 and words[-1] in _TRAILERS:
             words.pop()
         if not words:

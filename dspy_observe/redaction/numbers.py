@@ -225,7 +225,7 @@ _COUNTED: Final = re.compile(
     r"tokens?|order(?: no\.?| id| number)?|invoice(?: no\.?| number)?|tracking(?: no\.?| number)?|发票号?码?|订单号?|流水号?|"
     r"单号|编号|金额|运单号?|快递单?号?|交易号?)[\"'\\]{0,3}\s{0,2}[:=：#]?\s{0,2}[\"']?$"
 )
-_UNIT_AFTER: Final = re.compile(r"[ ,]?(?:bytes|[kmgt]i?b\b|of \d|used|rows|ms\b|ns\b|us\b|tokens|chars|steps)")
+_UNIT_AFTER: Final = re.compile(r"[ ,]?(?:bytes|[kmgt]i?b\b|of \d|used|rows|ms\b|ns\b|us\b|tokens|chars|steps|times\b)")
 _ROW: Final = re.compile(r"[0-9] \||\| [0-9]")  # the number is one of a row of numbers
 _MACHINE: Final = re.compile(r"(?<![a-z])(?:lm|llm|tool|api|function|model|module|rpc)[ _\-]$")  # what calls no one
 _GLUED_PHONE: Final = re.compile(r"(?<![a-z])(?:tel|phone|mobile|cell|fax|call|sim|wechat|ph|mob)$")
