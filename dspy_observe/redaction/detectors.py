@@ -41,7 +41,8 @@ class Detector:
     validator: Callable[[str], bool] | None = None
     """Says whether a match is one; ``None`` takes every match."""
     context: tuple[str, ...] = ()
-    """If given, one of these words must stand within 40 characters before the match or 20 after it, in any case."""
+    """If given, one of these words must stand within 40 characters before the match or 20 after it, in any case.
+    The key of a short value counts as standing before it."""
     scan: Callable[[str, Lowered], Iterable[Span]] | None = None
     """A search over the text and its lower-cased copy: a ``str`` of the same length, which knows the text's shape."""
     number: Callable[[numbers.Run], Iterable[Span]] | None = None
