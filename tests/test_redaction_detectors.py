@@ -92,7 +92,8 @@ def test_private_networks_stay_when_only_public_addresses_are_asked_for() -> Non
 @pytest.mark.parametrize(
     "name",
     ["password", "dbPassword", "DB_PASSWORD", "X-Api-Key", "openai_api_key", "authToken", "client-secret", "userpassword",
-     "Authorization", "set-cookie", "aws_secret_access_key", "password1", "session_token", "APIKEY", "密码"],
+     "Authorization", "set-cookie", "aws_secret_access_key", "password1", "session_token", "APIKEY", "密码",
+     "passwords", "access_tokens", "private_keys", "secretKeys", "user_passwords", "a_" * 110 + "password"],
 )  # fmt: skip
 def test_names_of_secrets_are_known_in_any_spelling(name: str) -> None:
     """Case, hyphens, underscores and camel case do not matter."""
@@ -102,7 +103,8 @@ def test_names_of_secrets_are_known_in_any_spelling(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     ["prompt_tokens", "max_tokens", "token_count", "trace_id", "cache_key", "primary_key", "author", "keyboard", "tokens",
-     "secretary", "compass", "gen_ai.usage.input_tokens", "next_page_token", "time_to_first_token", "model", ""],
+     "secretary", "compass", "gen_ai.usage.input_tokens", "next_page_token", "time_to_first_token", "model", "",
+     "cached_tokens", "session_tokens", "public_keys", "cache_keys", "passwords_count"],
 )  # fmt: skip
 def test_names_that_only_look_so_stay(name: str) -> None:
     """Usage, identifiers and ordinary words are not secrets."""
@@ -130,6 +132,50 @@ def test_key_families_are_many_and_bounded() -> None:
         ("icon@2x.png and a@b.png", "icon@2x.png and a@b.png"),
         ('{"token": " Hello", "logprob": -0.1}', '{"token": " Hello", "logprob": -0.1}'),
         ("password=<SECRET> api_key='<SECRET>'", "password=<SECRET> api_key='<SECRET>'"),
+        ("user 13812345678 scored 7654321", "user <PHONE> scored 7654321"),
+        ("paid 4111222233334448 ref 6011000990139", "paid <CARD> ref 6011000990139"),
+        ("ref 6011000990139 paid 4111222233334448", "ref 6011000990139 paid <CARD>"),
+        ("203.0.113.9 runs dspy 2.6.1.3", "<IP> runs dspy 2.6.1.3"),
+        ("1.1.1.1 was " * 40, "<IP> was " + "1.1.1.1 was " * 39),
+        ("<PHONE>4155550132</PHONE>", "<PHONE><PHONE></PHONE>"),
+        ("phone of <EMAIL> 4155550132", "phone of <EMAIL> <PHONE>"),
+        ("LM call 6912888 us", "LM call 6912888 us"),
+        ("call 3 of 70 took 6912888 ns", "call 3 of 70 took 6912888 ns"),
+        ("tool call used 1234567 bytes", "tool call used 1234567 bytes"),
+        ("LM call 12345678 ended, tool_call 7654321", "LM call 12345678 ended, tool_call 7654321"),
+        ("call 5550132 after the tool call", "call <PHONE> after the tool call"),
+        ("called 7123532 times", "called 7123532 times"),
+        ("LM call with phone 4155550132", "LM call with phone <PHONE>"),
+        ("dial +44 (0)20 7946 0958 now", "dial <PHONE> now"),
+        ("+44 (0)7911 123456, +81 (0)90-1234-5678", "<PHONE>, <PHONE>"),
+        ("+91 (0)22 1234 5678; +86\uff080\uff0910 6888 7777", "<PHONE>; <PHONE>"),
+        ("ssh deploy@203.0.113.42 failed", "ssh deploy@<IP> failed"),
+        ("ssh root@10.1.2.3", "ssh root@<IP>"),
+        ("npm i pkg@1.2.3.4", "npm i pkg@1.2.3.4"),
+        ("Cookie: lang=en; session=EXAMPLEopaque0123456789abcdef", "Cookie: <COOKIE>"),
+        ("Cookie: seen=; a=1; s=EXAMPLEopaque0123456789abcdef ok", "Cookie: <COOKIE> ok"),
+        ("cookie: n=1 and more; cookies = a=b", "cookie: n=1 and more; cookies = a=b"),
+        (
+            "Authorization: AWS4-HMAC-SHA256 Credential=EXAMPLE/s3/aws4_request, SignedHeaders=host;date, Signature=fe5f80f77d5",
+            "Authorization: <SECRET> <AUTHORIZATION>",
+        ),
+        (
+            'Authorization: Digest username="Mufasa", uri="/dir", response="6629fae49393a05397450978507c4ef1" sent',
+            "Authorization: Digest <AUTHORIZATION> sent",
+        ),
+        (
+            '{"h": "Authorization: Hawk id=\\"dh37\\", ts=\\"1353832234\\", mac=\\"6R4rV5iE+NPoym+WwjeHzjAGX=\\"", "n": 1}',
+            '{"h": "Authorization: Hawk <AUTHORIZATION>", "n": 1}',
+        ),
+        (
+            "{'Authorization': 'OAuth realm=\"x\",oauth_signature=\"EXAMPLEwOJIO9A2W5mFwDgiDvZbTSMK%2FPY%3D\"', 'n': 1}",
+            "{'Authorization': 'OAuth <AUTHORIZATION>', 'n': 1}",
+        ),
+        (
+            '{"Authorization": "Basic ZXhhbXBsZTpleGFtcGxl=", "realm": "x", "n": 1}',
+            '{"Authorization": "Basic <AUTHORIZATION>", "realm": "x", "n": 1}',
+        ),
+        ("Authorization: Custom id_token=EXAMPLE0123456789,sig_value=abc", "Authorization: Custom <AUTHORIZATION>"),
     ],
 )
 def test_texts_become_exactly_this(text: str, expected: str) -> None:
@@ -146,6 +192,15 @@ def test_a_detector_of_ones_own_takes_pattern_check_and_context() -> None:
     assert redactor.redact_text("staff id=AB1237") == "staff id=<BADGE>"
     assert redactor.redact_text("staff id=AB1238") == "staff id=AB1238"
     assert redactor.redact_text("parts id=AB1237") == "parts id=AB1237"
+
+
+def test_labels_are_no_context_for_a_detector_of_ones_own() -> None:
+    """What stands for a removed phone says nothing about the number beside it."""
+    pin = Detector("PIN", pattern="[0-9]{4}", context=("phone",))
+    redactor = Redactor(Redaction(detectors=(*DEFAULT_DETECTORS, pin), known_secrets=False))
+    text = "1 2024 is when 13812345678 scored 2023 points"
+    assert redactor.redact_text(text) == text.replace("13812345678", "<PHONE>")
+    assert redactor.redact_text("phone pin 2023") == "phone pin <PIN>"
 
 
 def test_any_function_from_text_to_spans_is_a_detector() -> None:
@@ -180,3 +235,26 @@ def test_bad_options_say_which_field_and_what_to_write(make: object) -> None:
     """The error is a ValueError with the field's name in front."""
     with pytest.raises(RedactionConfigError, match=r"^(Detector|Redaction)\.\w+: .+\. .+"):
         make()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("span", [(0, 13), (-1, 12), (-5, 99)])
+def test_a_span_that_reaches_beyond_the_text_is_cut_to_it(span: tuple[int, int]) -> None:
+    """A search that is one off still removes what it found, whether function or detector."""
+
+    def off(text: str, _lowered: str = "") -> list[tuple[int, int]]:
+        return [span] if text == "hello secret" else []
+
+    for detector in (off, Detector("X", scan=off)):
+        redactor = Redactor(Redaction(detectors=(detector,), known_secrets=False, replacement="<GONE>"))
+        assert redactor.redact_text("hello secret") == "<GONE>"
+        assert redactor.failures == 0
+
+
+@pytest.mark.parametrize("span", [(5, 3), (20, 25), (-9, -3), (None, 3)])
+def test_what_is_no_span_at_all_drops_the_text(span: tuple[int, int]) -> None:
+    """It fails closed and is counted; an empty span finds nothing."""
+    redactor = Redactor(Redaction(detectors=(lambda _: [span],), known_secrets=False))
+    assert redactor.redact_text("hello secret").startswith("[REDACTION_ERROR:")
+    assert redactor.failures == 1
+    empty = Redactor(Redaction(detectors=(lambda _: [(3, 3)],), known_secrets=False))
+    assert empty.redact_text("hello secret") == "hello secret"

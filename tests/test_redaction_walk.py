@@ -6,13 +6,27 @@ import json
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import quote, quote_plus
 
 import pytest
 from pydantic import BaseModel
 
 from dspy_observe.records import Finding
-from dspy_observe.redaction import Detector, Redaction, Redactor, credentials_only, explain
+from dspy_observe.redaction import (
+    DEFAULT_DETECTORS,
+    Detector,
+    Fixed,
+    KeyedHash,
+    Label,
+    Operator,
+    Redaction,
+    Redactor,
+    credentials_only,
+    explain,
+)
+from dspy_observe.redaction.keynames import DEFAULT_ALLOW, DEFAULT_DENY_KEYS, KeyNames
+from dspy_observe.redaction.process import environment_secrets
 
 MAIL, PHONE = "a.b@example.com", "13812345678"
 KEY = "sk-proj-EXAMPLEnotARealKey0123456789abcdef"
@@ -98,6 +112,25 @@ def test_values_under_names_of_secrets_are_dropped_whole() -> None:
     assert {finding.path for finding in findings} == {"password", "api_key", "headers.X-Auth-Token"}
 
 
+@pytest.mark.parametrize(
+    "held",
+    ["<hunter2EXAMPLE", "<pw>hunter2EXAMPLE</pw>", "[REDACTION_ERROR hunter2EXAMPLE", "<SECRET>hunter2"],
+)
+def test_a_secret_that_looks_like_a_replacement_is_dropped(held: str) -> None:
+    """Only what this redactor writes itself stays under the name of a secret."""
+    copy, findings = plain().redact({"password": held, "text": json.dumps({"password": held})})
+    assert copy == {"password": "<SECRET>", "text": '{"password": "<SECRET>"}'}
+    assert [finding.entity for finding in findings] == ["SECRET", "SECRET"]
+
+
+@pytest.mark.parametrize("operator", [Label(), Label("[{entity}]"), Fixed("(gone)"), KeyedHash(b"0" * 16)])
+def test_what_replaced_a_secret_stays_under_its_name(operator: Operator) -> None:
+    """The second time there is nothing to find."""
+    redactor = plain(operators={"SECRET": operator})
+    once, _ = redactor.redact({"password": "hunter2EXAMPLE"})
+    assert redactor.redact(once) == (once, ())
+
+
 def test_deny_and_allow_are_options() -> None:
     """``allow`` wins over ``deny_keys``."""
     redactor = plain(deny_keys=frozenset({"badge"}), allow=frozenset({"test_badge"}))
@@ -116,6 +149,46 @@ def test_json_inside_a_string_is_redacted_by_name_and_stays_json(ascii_only: boo
     assert json.loads(out) == {"备注": "打<PHONE>", "password": "<SECRET>", "n": [1, {"credentials": "<SECRET>"}]}
     assert out.isascii() is ascii_only
     assert {finding.entity for finding in findings} == {"PHONE", "SECRET"}
+
+
+@pytest.mark.parametrize("around", [" {}", "\n\t{}", "  {} \n"])
+def test_json_with_space_around_it_is_json(around: str) -> None:
+    """And the space stays."""
+    text = around.format('{"password": "correct horse"}')
+    assert plain().redact(text)[0] == around.format('{"password": "<SECRET>"}')
+    assert plain().redact({"q": text})[0] == {"q": around.format('{"password": "<SECRET>"}')}
+
+
+def test_json_lines_are_redacted_line_by_line() -> None:
+    """Lines without a secret, and lines that are no JSON, stay as they were."""
+    lines = ['{"password": "correct horse"}', '{"a":1}', "", '[{"secretKeys": ["x"]}]\r', '{"token": broken']
+    clean = ['{"password": "<SECRET>"}', '{"a":1}', "", '[{"secretKeys": "<SECRET>"}]\r', '{"token": broken']
+    assert plain().redact("\n".join(lines))[0] == "\n".join(clean)
+    prose = '{"password": [1]}\nis what they sent'
+    assert plain().redact(prose)[0] == prose
+
+
+class Login(NamedTuple):
+    """A value with names for its places."""
+
+    user: str
+    password: str
+
+
+def test_a_named_tuple_keeps_its_names() -> None:
+    """They say which of its values is a secret."""
+    assert plain().redact([Login(MAIL, "correct horse"), ("a", 1)])[0] == [
+        {"user": "<EMAIL>", "password": "<SECRET>"},
+        ("a", 1),
+    ]
+
+
+def test_many_texts_end_as_many_containers_do() -> None:
+    """Numbers, such as an embedding's, do not count."""
+    copy, _ = plain().redact([f"text {number}" for number in range(150_000)])
+    assert len(copy) == 100_000
+    assert copy[-1] == "<TRUNCATED ITEMS>"
+    assert len(plain().redact({"v": [0.5] * 150_000})[0]["v"]) == 150_000
 
 
 def test_cycles_depth_and_size_end() -> None:
@@ -180,8 +253,26 @@ def test_a_detector_that_raises_drops_the_value_and_is_counted() -> None:
 
     redactor = plain(detectors=(broken,))
     assert redactor.redact_text("hello " + MAIL) == "[REDACTION_ERROR:LookupError len=21]"
-    assert redactor.redact({"n": 5, "text": MAIL})[0] == {"n": 5, "text": "[REDACTION_ERROR:LookupError len=15]"}
-    assert redactor.failures == 2  # the keys are shorter than anything private and are not looked at
+    assert redactor.redact([5, MAIL])[0] == [
+        "[REDACTION_ERROR:LookupError len=1]",
+        "[REDACTION_ERROR:LookupError len=15]",
+    ]
+    assert redactor.failures == 3
+
+
+@pytest.mark.parametrize("name", ["ghp_EXAMPLE0123456789abcdefghijABCDEFGHI", "not a name", "purple_elephant_9"])
+def test_an_error_named_after_something_private_is_any_exception(name: str) -> None:
+    """Names of types are made of data, too."""
+    kind = type(name, (Exception,), {})
+
+    def broken(text: str) -> Iterator[tuple[int, int]]:
+        raise kind(text)
+
+    seen: list[str] = []
+    redactor = Redactor(Redaction(detectors=(broken,)), on_failure=lambda kind, _: seen.append(kind))
+    redactor.add_secrets(["purple_elephant_9"])
+    assert redactor.redact_text("hello there") == "[REDACTION_ERROR:Exception len=11]"
+    assert seen == ["Exception"]
 
 
 def test_input_is_never_touched() -> None:
@@ -203,6 +294,27 @@ def test_secrets_of_the_process_are_replaced_literally(monkeypatch: pytest.Monke
     assert redactor.redact_text(json.dumps({"q": 'plain words "here"'})) == '{"q": "<KNOWN_SECRET>"}'
     assert redactor.redact_text("plain%20words%20%22here%22") == "<KNOWN_SECRET>"
     assert redactor.redact_text("short /home/somebody/somewhere") == "short /home/somebody/somewhere"
+
+
+def test_a_secret_of_the_environment_may_end_in_a_line_break() -> None:
+    """As it does when it was read from a file."""
+    names = KeyNames(DEFAULT_DENY_KEYS, DEFAULT_ALLOW)
+    assert environment_secrets(names, {"MY_API_KEY": " purple elephant\n", "HOME": "/x"}) == ["purple elephant"]
+
+
+def test_a_known_secret_is_found_however_it_was_written() -> None:
+    """In URLs, forms, JSON of every kind and ``repr``."""
+    secret = "pass'EX/AMPLE\"q+9\\é8 z"
+    redactor = Redactor()
+    redactor.add_secrets([secret])
+    written = (
+        secret, quote(secret), quote(secret, safe=""), quote_plus(secret), json.dumps(secret)[1:-1],
+        json.dumps(secret).replace("/", "\\/")[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1], repr(secret)[1:-1],
+    )  # fmt: skip
+    for form in written:
+        assert redactor.redact_text(f"said {form} again") == "said <KNOWN_SECRET> again"
+    redactor.add_secrets(["lone \ud800 surrogate"])
+    assert redactor.redact_text("lone%20%ED%A0%80%20surrogate") == "<KNOWN_SECRET>"
 
 
 def test_secrets_learnt_later_are_replaced_from_then_on() -> None:
@@ -246,6 +358,26 @@ def test_credentials_only_leaves_personal_data_and_no_credential() -> None:
     assert copy == {"text": f"{MAIL} <API_KEY> {PHONE}", "password": "<SECRET>", "Authorization": "<SECRET>"}
 
 
+def test_credentials_only_keeps_the_credentials_and_names_of_its_options() -> None:
+    """A token and a name of one's own go in every mode; personal data of one's own stays."""
+    mine = Detector("DEPLOY_KEY", pattern=r"dpk-[0-9]{4}", kind="credential")
+    badge = Detector("BADGE", pattern=r"[A-Z]{2}-[0-9]{6}")
+    options = Redaction(
+        detectors=(*DEFAULT_DETECTORS, badge, mine),
+        deny_keys=frozenset({"vault"}),
+        allow=frozenset({"old_vault"}),
+        known_secrets=False,
+    )
+    copy, _ = credentials_only(options).redact(
+        {"text": f"dpk-1234 {KEY} AB-123456 {MAIL}", "vault": "x", "old_vault": "y", "password": "z"}
+    )
+    assert copy == {
+        "text": f"<DEPLOY_KEY> <API_KEY> AB-123456 {MAIL}", "vault": "<SECRET>", "old_vault": "y", "password": "z",
+    }  # fmt: skip
+    only_mine = credentials_only(Redaction(detectors=(mine,), known_secrets=False))
+    assert only_mine.redact_text(f"dpk-1234 {KEY}") == "<DEPLOY_KEY> <API_KEY>"
+
+
 def test_a_text_beyond_the_limit_is_cut_and_says_so() -> None:
     """No character beyond the limit leaves, no word is cut in two, and the count is right."""
     text = "word " * 200 + MAIL
@@ -255,6 +387,20 @@ def test_a_text_beyond_the_limit_is_cut_and_says_so() -> None:
     assert text.startswith(kept)
     assert kept.endswith("word ")
     assert note == f"<TRUNCATED {len(text) - len(kept)} CHARS>"
+
+
+@pytest.mark.parametrize(
+    "number",
+    ["4111 1111 1111 1111", "139 1234 5678", "+44 (0)20 7946 0958", "GB19 NWBK 6016 1331 9269 99", "4111　1111"],
+)
+def test_no_number_in_groups_is_cut_in_two(number: str) -> None:
+    """Wherever the limit falls, it is there as a whole, and replaced, or not at all."""
+    for lead in range(190, 230):
+        for before in ("x" * (lead - 1) + " ", "x" * (lead - 1) + "号"):
+            out = plain(scan_limit_chars=256, detectors=()).redact_text(before + number + " tail" * 40)
+            kept = out.partition("<TRUNCATED")[0].removeprefix("x" * (lead - 1)).strip(" 号+(")
+            assert kept == "" or kept.startswith(number.strip("+"))
+    assert plain(scan_limit_chars=256).redact_text("a3 " * 70 + "word " * 40).startswith("a3 " * 70)
 
 
 def test_truncation_comes_after_redaction() -> None:
@@ -275,6 +421,27 @@ def test_explain_names_places_and_operators_without_values() -> None:
 def test_strange_unicode_keeps_its_positions() -> None:
     """``İ`` has a lower case of two characters, lone surrogates have no encoding."""
     assert plain().redact_text("İİİ phone 4155550132 \ud800") == "İİİ phone <PHONE> \ud800"
+
+
+def test_detectors_of_ones_own_see_short_texts_and_small_numbers() -> None:
+    """What no built-in detector finds in a few characters, another may."""
+    pin = Detector("PIN", pattern="[0-9]{4}")
+    redactor = plain(detectors=(*DEFAULT_DETECTORS, pin))
+    assert redactor.redact_text("1234") == "<PIN>"
+    assert redactor.redact({"a": "1234", "b": 1234, "c": 12, "1234": ["x"]})[0] == {
+        "a": "<PIN>", "b": "<PIN>", "c": 12, "<PIN>": ["x"],
+    }  # fmt: skip
+    assert plain().redact({"a": "1234", "b": 1234})[0] == {"a": "1234", "b": 1234}
+
+
+def test_a_key_is_context_for_detectors_of_ones_own() -> None:
+    """As the word before the value is in a text, in any case."""
+    badge = Detector("BADGE", pattern=r"[A-Z]{2}-[0-9]{6}", context=("Badge", "工号"))
+    redactor = plain(detectors=(*DEFAULT_DETECTORS, badge))
+    value = {"badge": "AB-123456", "staffBadge": ["AB-123456"], "工号": "AB-123456", "part": "AB-123456"}
+    assert redactor.redact(value)[0] == {
+        "badge": "<BADGE>", "staffBadge": ["<BADGE>"], "工号": "<BADGE>", "part": "AB-123456",
+    }  # fmt: skip
 
 
 def test_a_detector_with_context_is_part_of_nested_values() -> None:

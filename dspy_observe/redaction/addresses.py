@@ -12,7 +12,7 @@ from itertools import chain
 from typing import Final
 
 from dspy_observe.redaction import validators
-from dspy_observe.redaction.shape import Lowered
+from dspy_observe.redaction.shape import Lowered, words_before
 
 __all__ = ["emails", "ibans", "ip_addresses"]
 
@@ -134,10 +134,10 @@ def _latin_before(text: str, at: int) -> bool:
 
 _V4_TAIL: Final = re.compile(r"\.(?<=[0-9]\.)[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}(?![0-9])")
 _VERSION_BEFORE: Final = re.compile(
-    r"(?:\bv|version|\bver\.?|\bversions|版本|release|build|\brev|firmware|driver|==|>=|<=|~=|\^|@|-)[ :=\"']{0,3}$"
+    r"(?:\bv|version|\bver\.?|\bversions|版本|release|build|\brev|firmware|driver|==|>=|<=|~=|\^|-)[ :=\"']{0,3}$"
 )
 _ADDRESS_BEFORE: Final = re.compile(
-    r"\bip|ip\b|host|addr|server|client|\bdns|from|\bto\b|gateway|\bvia\b|ping|connect|peer|remote|listen|bind|//|proxy|router|"
+    r"\bip|ip\b|\bssh\b|host|addr|server|client|\bdns|from|\bto\b|gateway|\bvia\b|ping|connect|peer|remote|listen|bind|//|proxy|router|"
     r"subnet|address|来源|地址|主机|服务器"
 )
 _WORD_BEFORE: Final = re.compile(r"[a-z][\w.\-]{0,30}[ :=/]{1,2}$")
@@ -171,16 +171,13 @@ def _v4(text: str, lowered: Lowered) -> Iterator[Span]:
         ):
             if not (after[:1] == "-" and not after[1:2].isalnum()):
                 continue
-        context = lowered[max(0, start - 24) : start]
-        if _VERSION_BEFORE.search(context) and not _ADDRESS_BEFORE.search(context):
-            continue
-        if (
-            all(int(octet) < 32 for octet in octets)
-            and _WORD_BEFORE.search(context)
-            and not _ADDRESS_BEFORE.search(context)
-        ):
-            continue
-        yield start, end
+        context = words_before(text, lowered, start, 24)
+        small = all(int(octet) < 32 for octet in octets)
+        version = _VERSION_BEFORE.search(context) or (
+            small and (context[-1:] == "@" or _WORD_BEFORE.search(context))  # name@1.2.3.4, name 1.2.3.4
+        )
+        if not version or _ADDRESS_BEFORE.search(context):
+            yield start, end
 
 
 def _tied(lowered: str, start: int) -> bool:

@@ -12,7 +12,7 @@ from dspy_observe.redaction import addresses, keys, numbers, secrets
 from dspy_observe.redaction.errors import RedactionConfigError
 from dspy_observe.redaction.keynames import DEFAULT_ALLOW, DEFAULT_DENY_KEYS, KeyNames
 from dspy_observe.redaction.operators import valid_entity
-from dspy_observe.redaction.shape import Lowered
+from dspy_observe.redaction.shape import Lowered, words_after, words_before
 
 __all__ = ["CREDENTIAL_DETECTORS", "DEFAULT_DETECTORS", "Detector", "Finder", "Span"]
 
@@ -41,7 +41,8 @@ class Detector:
     validator: Callable[[str], bool] | None = None
     """Says whether a match is one; ``None`` takes every match."""
     context: tuple[str, ...] = ()
-    """If given, one of these words must stand within 40 characters before the match or 20 after it, in any case."""
+    """If given, one of these words must stand within 40 characters before the match or 20 after it, in any case.
+    The key of a short value counts as standing before it."""
     scan: Callable[[str, Lowered], Iterable[Span]] | None = None
     """A search over the text and its lower-cased copy: a ``str`` of the same length, which knows the text's shape."""
     number: Callable[[numbers.Run], Iterable[Span]] | None = None
@@ -102,7 +103,9 @@ class Detector:
             return False
         if not self.context:
             return True
-        around = lowered[max(0, start - _CONTEXT_CHARS) : start] + "\n" + lowered[end : end + _CONTEXT_CHARS // 2]
+        around = "\n".join(
+            (words_before(text, lowered, start, _CONTEXT_CHARS), words_after(text, lowered, end, _CONTEXT_CHARS // 2))
+        )
         return any(word.lower() in around for word in self.context)
 
 

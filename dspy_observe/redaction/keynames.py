@@ -18,6 +18,8 @@ DEFAULT_DENY_KEYS: Final[frozenset[str]] = frozenset(
         "subscription_key", "ssh_key", "service_key", "auth_key", "license_key", "app_key", "client_secret",
         "credential", "credentials", "creds", "authorization", "proxy_authorization", "authentication", "auth",
         "bearer", "jwt", "cookie", "cookies", "set_cookie", "session_cookie", "connection_string", "dsn", "otp",
+        "passwords", "passphrases", "passcodes", "access_tokens", "refresh_tokens", "auth_tokens", "bearer_tokens",
+        "access_keys", "secret_keys", "private_keys", "signing_keys", "encryption_keys", "ssh_keys",
         "cvv", "cvc", "pin_code", "mnemonic", "seed_phrase", "client_key", "密码", "口令", "密钥", "令牌", "私钥",
     }
 )  # fmt: skip
@@ -25,7 +27,7 @@ DEFAULT_DENY_KEYS: Final[frozenset[str]] = frozenset(
 
 DEFAULT_ALLOW: Final[frozenset[str]] = frozenset(
     {
-        "tokens", "prompt_tokens", "completion_tokens", "total_tokens", "max_tokens", "token_count", "token_usage",
+        "prompt_tokens", "completion_tokens", "total_tokens", "max_tokens", "token_count", "token_usage",
         "token_type", "token_ids", "trace_id", "span_id", "call_id", "cache_key", "primary_key", "foreign_key",
         "public_key", "sort_key", "partition_key", "idempotency_key", "next_page_token", "page_token", "next_token",
         "eos_token", "bos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token", "stop_token",
@@ -59,7 +61,7 @@ class KeyNames:
         """Whether a value under this name (any string, any length) is a secret."""
 
     def _decide(self, name: str) -> bool:
-        words = _words(name[:200])
+        words = _words(name[-200:])
         while len(words) > 1 and words[-1] in _TRAILERS:
             words.pop()
         if not words:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from dspy_observe.redaction import validators
-from dspy_observe.redaction.shape import Lowered
+from dspy_observe.redaction.shape import Lowered, words_after, words_before
 
 __all__ = ["Run", "cards", "cn_ids", "phones", "runs", "ssns"]
 
@@ -88,15 +88,13 @@ class Run:
         """The 48 characters before a position of the run, in lower case."""
         if at == 0:
             if self._before is None:
-                self._before = self.lowered[max(0, self.start - 48) : self.start]
+                self._before = words_before(self.text, self.lowered, self.start, 48)
             return self._before
-        at += self.start
-        return self.lowered[max(0, at - 48) : at]
+        return words_before(self.text, self.lowered, self.start + at, 48)
 
     def after(self, at: int) -> str:
         """The 16 characters after a position of the run, in lower case."""
-        at += self.start
-        return self.lowered[at : at + 16]
+        return words_after(self.text, self.lowered, self.start + at, 16)
 
     def free(self, i: int, j: int, glued: re.Pattern[str] | None = None) -> bool:
         """Whether ``t[i:j]`` stands alone: no digit, letter, fraction or longer dashed number goes on beside it.
@@ -227,8 +225,9 @@ _COUNTED: Final = re.compile(
     r"tokens?|order(?: no\.?| id| number)?|invoice(?: no\.?| number)?|tracking(?: no\.?| number)?|发票号?码?|订单号?|流水号?|"
     r"单号|编号|金额|运单号?|快递单?号?|交易号?)[\"'\\]{0,3}\s{0,2}[:=：#]?\s{0,2}[\"']?$"
 )
-_UNIT_AFTER: Final = re.compile(r"[ ,]?(?:bytes|[kmgt]i?b\b|of \d|used|rows|ms\b|ns\b|us\b|tokens|chars|steps)")
+_UNIT_AFTER: Final = re.compile(r"[ ,]?(?:bytes|[kmgt]i?b\b|of \d|used|rows|ms\b|ns\b|us\b|tokens|chars|steps|times\b)")
 _ROW: Final = re.compile(r"[0-9] \||\| [0-9]")  # the number is one of a row of numbers
+_MACHINE: Final = re.compile(r"(?<![a-z])(?:lm|llm|tool|api|function|model|module|rpc)[ _\-]$")  # what calls no one
 _GLUED_PHONE: Final = re.compile(r"(?<![a-z])(?:tel|phone|mobile|cell|fax|call|sim|wechat|ph|mob)$")
 
 
@@ -236,7 +235,8 @@ def _about_phone(run: Run, i: int, j: int, bare: bool) -> bool:
     before = run.before(i)
     end = -1
     for word in _PHONE_WORDS.finditer(before):
-        end = word.end()
+        if not (word.group().startswith("call") and _MACHINE.search(before, 0, word.start())):
+            end = word.end()
     if end < 0 and not bare:
         for word in _WEAK_WORDS.finditer(before):
             end = word.end()
@@ -312,9 +312,12 @@ def _international(run: Run) -> Span | None:
     limit = 11 if t[0] == "1" else 13 if t.startswith("86") else 12 if t[:2] in ("44", "33", "81", "91", "61") else 15
     digits = end = 0
     for group in _DIGITS.finditer(t):
-        if group.start() - end > 3 or digits + group.end() - group.start() > limit:
+        if group.start() - end > 3:
             break
-        digits += group.end() - group.start()
+        size = 0 if t[group.start() - 1 : group.end() + 1] == "(0)" else group.end() - group.start()
+        if digits + size > limit:
+            break
+        digits += size
         end = group.end()
     if not 8 <= digits <= 15 or not run._free_right(end):
         return None
@@ -332,8 +335,9 @@ def _bare(run: Run) -> Iterable[Span]:
         if size == 11 and not _always(run, 0, size):
             return ()
         return (_widened(run, 0, size),) if size == 11 or _always(run, 0, size) else ()
-    if size <= 12 and _about_phone(run, 0, size, bare=True) and not _COUNTED.search(run.before(0)):
-        return (_widened(run, 0, size),)
+    if size <= 12 and _about_phone(run, 0, size, bare=True):
+        if not _COUNTED.search(run.before(0)) and not _UNIT_AFTER.match(run.after(size)):
+            return (_widened(run, 0, size),)
     return ()
 
 

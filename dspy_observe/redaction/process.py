@@ -15,14 +15,14 @@ _ENDINGS: Final = ("KEY", "TOKEN", "SECRET", "PASSWORD")
 
 
 def environment_secrets(names: KeyNames, environment: Mapping[str, str] | None = None) -> list[str]:
-    """Values of the variables that are named like secrets.
+    """Values of the variables that are named like secrets, without space around them: files often end in a line break.
 
     Args:
         names: Decides by name.
         environment: Variables; ``None`` takes those of this process, once.
     """
     return [
-        value
+        value.strip()
         for name, value in (variables() if environment is None else environment).items()
         if name not in _DIRECTORIES and (names.is_secret(name) or name.upper().endswith(_ENDINGS))
     ]

@@ -8,13 +8,14 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import lru_cache
 from json import dumps
 from typing import Any, Final
 
 from dspy_observe import safety
 from dspy_observe.records import Finding
 from dspy_observe.redaction import secrets, validators, walk
-from dspy_observe.redaction.detectors import CREDENTIAL_DETECTORS, Detector, Finder
+from dspy_observe.redaction.detectors import CREDENTIAL_DETECTORS, DEFAULT_DETECTORS, Detector, Finder
 from dspy_observe.redaction.errors import RedactionConfigError
 from dspy_observe.redaction.keynames import KeyNames
 from dspy_observe.redaction.memory import Memory
@@ -29,13 +30,15 @@ __all__ = ["Redactor", "credentials_only", "redact"]
 _GUARD_HOOK: Final = safety.guard("redaction.on_failure")
 _MIN_SECRET: Final = 8  # characters; shorter values are placeholders and would blank out ordinary words
 _MAX_SECRETS: Final = 1_000
-_SHORTEST: Final = 5  # characters; nothing shorter is an entity: the shortest e-mail address has six
+_SHORTEST: Final = 5  # characters; no built-in detector finds less: the shortest e-mail address has six
 _NEVER_SECRET: Final = frozenset(
     {"development", "production", "changeme", "password", "disabled", "undefined", "required", "localhost", "keychain",
      "no-key-required"}
 )  # fmt: skip
+_MAY_BE_JSON: Final = "[{ \t\r\n"
 _HASHED: Final = re.compile(r"<[A-Z][A-Z0-9_]{0,63}:[a-p]{8,32}>")
 _LONGEST_HASHED: Final = 99
+_LONGEST_NAME: Final = 100  # characters of an error's type
 _OWN_WORDS: Final = ("TRUNCATED", "REDACTION_ERROR", "KNOWN_SECRET", "CHARS")
 
 _Redacted = tuple[Any, tuple[Finding, ...]]
@@ -77,6 +80,12 @@ class Redactor:
         for entity in ("KNOWN_SECRET", "SECRET", *self.options.operators):
             self._add_replacer(entity)
         self._scanner = Scanner(detectors, self._replacement, self._keeps)
+        added = [detector for detector in self.options.detectors if detector not in DEFAULT_DETECTORS]
+        self._shortest = 1 if added else _SHORTEST
+        words = [word for detector in added if isinstance(detector, Detector) for word in detector.context]
+        self._rules = walk.Rules(
+            self.failed, self._names.is_secret, self.drop_value, self._is_output, walk.telling(words), bool(added)
+        )
         self._first_chars = "".join({"<", *(output[0] for output in self._outputs)})
         self._longest = max(_LONGEST_HASHED, *map(len, self._outputs))
         self._check_replacements()
@@ -94,7 +103,7 @@ class Redactor:
 
     def scan_text(self, text: str) -> tuple[str, list[str]]:
         """The text without what is private, and the entity of each replacement."""
-        if len(text) < _SHORTEST:
+        if len(text) < self._shortest:
             return text, []
         memory = self._memory
         known = memory.get(text)
@@ -114,9 +123,10 @@ class Redactor:
     def redact(self, value: Any) -> tuple[Any, tuple[Finding, ...]]:
         """A redacted copy of any value, as plain data, and what was removed from where.
 
-        Mappings become dicts; dataclasses and pydantic models become dicts of their fields; exceptions become
-        ``TypeName: message``; bytes become their length; other objects become their redacted ``repr``. Cycles and
-        what lies deeper than 64 levels are named, not followed.
+        Mappings become dicts; dataclasses, named tuples and pydantic models become dicts of their fields; exceptions
+        become ``TypeName: message``; bytes become their length; other objects become their redacted ``repr``. Cycles
+        and what lies deeper than 64 levels are named, not followed; what comes after 100,000 texts and containers is
+        left out.
 
         Args:
             value: Anything; it is only read.
@@ -125,13 +135,13 @@ class Redactor:
             The copy, and one finding for each place, which names the entity and the path, never the value. Equal
             values may get the very same copy; it is to be read, not changed.
         """
-        if type(value) is str and value[:1] not in "[{":
+        if type(value) is str and value[:1] not in _MAY_BE_JSON:
             out, entities = self.scan_text(value)
             return out, tuple(Finding(entity, "") for entity in entities)
         memory, (key, held) = self._values, _value_key(value)
         if key is not None and (known := memory.get(key)) is not None:
             return known[0]
-        walker = walk.Walker(self.scan_text, self.failed, self._names.is_secret, self.drop_value, self._ordinary)
+        walker = walk.Walker(self.scan_text, self._rules, self._ordinary)
         failures = self._failures
         try:
             found = walker.copy(value), tuple(walker.findings)
@@ -150,7 +160,7 @@ class Redactor:
         return self._scanner.hits(text[: self.options.scan_limit_chars], self._known)
 
     def add_secrets(self, values: Iterable[str]) -> None:
-        """Replace these texts literally from now on, also in their JSON-escaped and percent-encoded forms.
+        """Replace these texts literally from now on, also as JSON, URLs, forms and ``repr`` write them.
 
         Args:
             values: Secrets such as an LM's ``api_key``. Those under 8 characters, or that are part of a replacement,
@@ -166,7 +176,7 @@ class Redactor:
                 self._secrets[value] = None
             while len(self._secrets) > _MAX_SECRETS:
                 self._secrets.popitem(last=False)
-            forms = {form for value in self._secrets for form in (value, dumps(value)[1:-1], _percent_encoded(value))}
+            forms = {form for value in self._secrets for form in _forms(value)}
             self._known = tuple(sorted(forms, key=lambda form: (-len(form), form)))
             self._values = Memory()
             self._ordinary = set()
@@ -187,7 +197,7 @@ class Redactor:
             error: What was raised.
             length: Characters of the value; ``None`` when unknown.
         """
-        kind = type(error).__name__
+        kind = self._kind(error)
         with self._lock:
             self._failures += 1
         safety.swallowed("redaction.detector", error)
@@ -195,6 +205,15 @@ class Redactor:
             with _GUARD_HOOK:
                 self._on_failure(kind, length or 0)
         return f"[REDACTION_ERROR:{kind}{'' if length is None else f' len={length}'}]"
+
+    def _kind(self, error: BaseException) -> str:
+        """The name of an error's type, or ``Exception`` where the name itself may hold something private."""
+        kind = type(error).__name__
+        try:
+            clean = len(kind) <= _LONGEST_NAME and kind.isidentifier() and not _names_scanner().hits(kind, self._known)
+        except Exception:  # noqa: BLE001 - it is asked while an error is handled
+            clean = False
+        return kind if clean else "Exception"
 
     def _prepared(self, detector: Detector | Finder) -> Detector | Finder:
         if not isinstance(detector, Detector):
@@ -233,6 +252,10 @@ class Redactor:
         around = _HASHED.search(text, max(0, start - _LONGEST_HASHED), min(len(text), end + _LONGEST_HASHED))
         return around is not None and around.start() <= start and end <= around.end()
 
+    def _is_output(self, text: str) -> bool:
+        """Whether a text as a whole is a replacement of this redactor."""
+        return text in self._outputs or _HASHED.fullmatch(text) is not None
+
     def _check_replacements(self) -> None:
         own = [detector for detector in self.options.detectors if isinstance(detector, Detector)]
         bare = Scanner(own, self._replacement, lambda *_: False)
@@ -254,6 +277,16 @@ class Redactor:
         ):
             return False
         return not any(value in text for text in (*self._outputs, *_OWN_WORDS))
+
+
+def _forms(value: str) -> Iterable[str]:
+    """A secret and how it looks once written: mostly the same few characters, so that few of these differ."""
+    yield value
+    for ascii_only in (True, False):
+        escaped = dumps(value, ensure_ascii=ascii_only)[1:-1]
+        yield from (escaped, escaped.replace("/", "\\/"))
+    quoted = _percent_encoded(value)
+    yield from (quoted, quoted.replace("%2F", "/"), quoted.replace("%20", "+"), repr(value)[1:-1])
 
 
 def _percent_encoded(value: str) -> str:
@@ -296,9 +329,19 @@ def credentials_only(options: Redaction | None = None) -> Redactor:
     """A redactor for content that its owner wants raw: credentials are removed, personal data stays.
 
     Args:
-        options: Operators, names and limits to keep; its detectors are replaced. ``None`` takes the defaults.
+        options: What to keep: operators, names, limits, and its detectors of the kind ``credential``; the built-in ones
+            are added to them. ``None`` takes the defaults.
     """
-    return Redactor(replace(options or Redaction(), detectors=CREDENTIAL_DETECTORS))
+    options = options or Redaction()
+    own = [each for each in options.detectors if isinstance(each, Detector) and each.kind == "credential"]
+    built_in = [each for each in CREDENTIAL_DETECTORS if each not in own]
+    return Redactor(replace(options, detectors=(*own, *built_in)))
+
+
+@lru_cache(maxsize=1)
+def _names_scanner() -> Scanner:
+    """The built-in detectors as they are: those of a redactor may be what has just failed."""
+    return Scanner(DEFAULT_DETECTORS, lambda *_: "", lambda *_: False)
 
 
 _default: Redactor | None = None

@@ -22,6 +22,10 @@ _MAX_PASSES: Final = 12
 _MARKER: Final = re.compile(r"<TRUNCATED ([0-9]{1,18}) CHARS>\Z")
 _MARKER_ROOM: Final = 40
 _TOKEN_MAX: Final = 256
+_GROUPED_MAX: Final = 64  # characters of a number with what stands between its groups
+_GROUPS: Final = re.compile(
+    r"(?<![A-Za-z0-9])(?:[A-Z]{0,4}\d{1,19}[A-Z]{0,4}[\s.()\u2010-\u2015-]{1,3}|[A-Z]{4}\s){1,16}\Z"
+)
 _FEW: Final = 16  # replacements around which to look again, rather than in the whole text
 
 
@@ -92,7 +96,8 @@ class Scanner:
             found.extend(_foreign(text, name, finder))
         if not found:
             return found
-        return [hit for hit in merged(found) if not self._keeps(text, hit.start, hit.end)]
+        hits = _within(merged(found), len(text))
+        return [hit for hit in hits if not self._keeps(text, hit.start, hit.end)]
 
     def redact(self, text: str, known: Sequence[str], limit: int) -> tuple[str, list[str]]:
         """The text without what is private, and the entities removed, one for each place.
@@ -158,8 +163,17 @@ def entity_of(finder: Finder) -> str:
 def _foreign(text: str, name: str, finder: Finder) -> Iterable[Hit]:
     for span in finder(text):
         start, end = int(span[0]), int(span[1])
-        if 0 <= start < end <= len(text):
+        if start > end or end < 0 or start > len(text):  # what it means cannot be known, so the text must not leave
+            raise ValueError(f"{name} found characters {start} to {end} of {len(text)}")
+        if start < end:
             yield Hit(start, end, name)
+
+
+def _within(hits: list[Hit], size: int) -> list[Hit]:
+    """Hits in order, cut to the text: a finder that is one off has still found something."""
+    if hits[0].start >= 0 and hits[-1].end <= size:
+        return hits
+    return [Hit(max(0, start), min(end, size), name) for start, end, name in hits if start < size and end > 0]
 
 
 def merged(found: list[Hit]) -> list[Hit]:
@@ -184,20 +198,27 @@ def _by_start(hit: Hit) -> int:
     return hit.start
 
 
+def _word_start(text: str, until: int) -> int:
+    """Where the word begins in which a text is cut; for a very long word, a place that far back."""
+    end = until
+    while end > 0 and until - end < _TOKEN_MAX and not text[end - 1].isspace():
+        end -= 1
+    return end if end > 0 and text[end - 1].isspace() else max(0, until - _TOKEN_MAX)
+
+
 def cut(text: str, limit: int) -> str:
     """Shorten a text to a limit at the end of a word and say so at its end.
 
-    The last word goes too: half a number or half a replacement could no longer be recognised.
+    The last word goes too, and so do groups of digits before it: half a number or half a replacement could no longer
+    be recognised.
     """
     dropped = 0
     marker = _MARKER.search(text, max(0, len(text) - _MARKER_ROOM))
     if marker is not None:
         dropped = int(marker[1])
         text = text[: marker.start()]
-    keep = max(0, limit - _MARKER_ROOM)
-    end = keep
-    while end > 0 and keep - end < _TOKEN_MAX and not text[end - 1].isspace():
-        end -= 1
-    if end == 0 or not text[end - 1].isspace():
-        end = max(0, keep - _TOKEN_MAX)
+    end = _word_start(text, max(0, limit - _MARKER_ROOM))
+    groups = _GROUPS.search(text, max(0, end - _GROUPED_MAX), end)
+    if groups is not None:
+        end = _word_start(text, groups.start())
     return f"{text[:end]}<TRUNCATED {dropped + len(text) - end} CHARS>"

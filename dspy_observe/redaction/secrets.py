@@ -124,8 +124,14 @@ _WEAK_PARAMETERS: Final = frozenset({"code", "key", "session", "sid", "ticket", 
 _AUTH: Final = re.compile(r"(?:proxy-|proxy_)?authorization[\"'\\\]]{0,4}\s{0,4}(?:=>|[:=,])\s{0,4}")
 _AUTH_VALUE: Final = re.compile(
     r"\\{0,4}[\"'`]?(?:(?P<scheme>[A-Za-z][A-Za-z0-9\-]{2,24})[ \t]{1,4}(?=[^\s\"'\\,}]))?"
-    r"(?P<value>[A-Za-z0-9_\-.~+/=:!@#$%^*|]{6,16000}(?:,[ ]?[A-Za-z]{3,20}=[^\s\"'\\]{1,600}){0,6})"
+    r"(?P<value>[A-Za-z0-9_\-.~+/=:!@#$%^*|]{6,16000}(?:,[ ]?[A-Za-z_]{3,20}=[^\s\"'\\,]{1,600}){0,6})"
 )
+_AUTH_PARAMETER = r"[A-Za-z][A-Za-z0-9_\-]{0,40}=(?:\\{0,4}\"[^\"\r\n]{0,2000}\"|[^\s\"',\\]{1,2000})"
+_AUTH_PARAMETERS: Final = re.compile(
+    r"\\{0,4}[\"'`]?(?:(?i:digest|hawk|oauth|signature)|AWS4-[A-Z0-9\-]{6,40})[ \t]{1,4}"
+    rf"(?P<value>{_AUTH_PARAMETER}(?:[ ]?,[ ]{{0,4}}{_AUTH_PARAMETER}){{0,20}})"
+)
+"""Schemes whose credential is one of several parameters: ``Digest username="x", response="y"``."""
 _BEARER: Final = re.compile(
     r"\b(?:Bearer|bearer|BEARER|Token|token|ApiKey)[ \t]{1,2}(?P<value>[A-Za-z0-9_\-.~+/=]{16,16000})"
 )
@@ -178,6 +184,10 @@ _BEARERS: Final = frozenset({"bearer", "token ", "apikey "})
 
 def _headers(text: str, lowered: str) -> Iterator[Span]:
     for name in _AUTH.finditer(lowered):
+        match = _AUTH_PARAMETERS.match(text, name.end())
+        if match is not None:
+            yield match.span("value")
+            continue
         match = _AUTH_VALUE.match(text, name.end())
         if match is not None:
             value, scheme = match["value"], match["scheme"]
@@ -200,7 +210,8 @@ def _is_basic(value: str) -> bool:
 
 _COOKIE: Final = re.compile(r"(?:set-)?cookies?[\"'\\\]]{0,4}\s{0,4}(?:=>|[:=,])\s{0,4}(?:\\{0,4}[\"'`])?")
 _COOKIE_VALUE: Final = re.compile(
-    r"[A-Za-z0-9_.\-]{1,64}=[^\s;\"'\\,]{4,4000}(?:;\s{0,2}[A-Za-z0-9_.\-]{1,64}(?:=[^\s;\"'\\]{0,4000})?){0,60}"
+    r"[A-Za-z0-9_.\-]{1,64}=(?:[^\s;\"'\\,]{4,4000}|[^\s;\"'\\,]{0,3}(?=;\s{0,2}[A-Za-z0-9_.\-]{1,64}=))"
+    r"(?:;\s{0,2}[A-Za-z0-9_.\-]{1,64}(?:=[^\s;\"'\\]{0,4000})?){0,60}"
 )
 
 

@@ -12,7 +12,7 @@ from itertools import filterfalse
 from typing import Final, NamedTuple, Self
 
 __all__ = ["LONGEST_LITERAL", "SHORTEST_NUMBER", "SHORTEST_TOKEN", "TOKEN_CHARS", "Edit", "Lowered", "is_near",
-           "lower"]  # fmt: skip
+           "lower", "words_after", "words_before"]  # fmt: skip
 
 Span = tuple[int, int]
 
@@ -53,6 +53,33 @@ def lower(text: str) -> str:
     if len(lowered) == len(text):
         return lowered
     return "".join(low if len(low := char.lower()) == 1 else char for char in text)
+
+
+_LABEL = r"[A-Z][A-Z0-9_]{0,63}(?::[a-p]{1,32})?"
+_LABEL_BEFORE: Final = re.compile(rf"(?:<|\A){_LABEL}>(?!\Z)")
+_LABEL_AFTER: Final = re.compile(rf"<{_LABEL}(?:>|\Z)")
+
+
+def words_before(text: str, lowered: str, at: int, count: int) -> str:
+    """The characters before a position, in lower case; labels such as ``<PHONE>`` are no words, but what is gone.
+
+    A label that touches the position stays: ``<PHONE>4155550132`` is somebody's tag, as no two numbers touch.
+    """
+    start = max(0, at - count)
+    words = lowered[start:at]
+    return _without(_LABEL_BEFORE, words, text[start:at]) if ">" in words else words
+
+
+def words_after(text: str, lowered: str, at: int, count: int) -> str:
+    """The characters after a position, in lower case and without the words of labels."""
+    words = lowered[at : at + count]
+    return _without(_LABEL_AFTER, words, text[at : at + count]) if "<" in words else words
+
+
+def _without(labels: re.Pattern[str], words: str, written: str) -> str:
+    for label in labels.finditer(written):
+        words = words[: label.start()] + "\0" * len(label.group()) + words[label.end() :]
+    return words
 
 
 def is_near(literal: str) -> bool:
