@@ -405,7 +405,7 @@ class Ledger:
         return record
 
     def _take_inputs(self, entry: _Entry, start: CallStart) -> None:
-        kind, secrets = start.kind, ()
+        kind, secrets = start.kind, None
         if kind == "lm":
             secrets = content.credentials_of(entry.instance, entry.raw)
         elif kind == "module":  # a key in a question must be known before the first LM is called
