@@ -54,10 +54,15 @@ class Redactor:
         on_failure: Called after each failure with the error's type name and the length of the dropped value.
 
     Raises:
-        RedactionConfigError: A replacement itself looks private, so that redacting twice would change it again.
+        RedactionConfigError: The options are none, or a replacement itself looks private, so that redacting twice
+            would change it again.
     """
 
     def __init__(self, options: Redaction | None = None, on_failure: FailureHook | None = None) -> None:
+        if options is not None and not isinstance(options, Redaction):
+            raise RedactionConfigError(
+                "Redactor.options", f"a {type(options).__name__} is none", "Pass Redaction(...) or None"
+            )
         self.options = options or Redaction()
         self._on_failure = on_failure
         self._lock = threading.Lock()
