@@ -13,7 +13,7 @@ from dspy_observe.registry.models import Comparison, History, Version
 from dspy_observe.registry.names import checked_text
 from dspy_observe.registry.records import Score
 from dspy_observe.registry.stores.base import Transaction
-from dspy_observe.registry.values import finite, scrubbed
+from dspy_observe.registry.values import finite, scrubbed, scrubbed_key, scrubbed_text
 
 __all__ = ["ScoreMethods"]
 
@@ -57,9 +57,9 @@ class ScoreMethods(RegistryCore):
             raise InvalidScore(f"n={n!r} is no number of examples")
         if stdev is not None and not (math.isfinite(stdev) and stdev >= 0):
             raise InvalidScore(f"stdev={stdev!r} is no standard deviation")
-        key = checked_text("score_id", score_id, 200) or deployments.new_id()
-        where = checked_text("dataset", dataset, 200)
-        who = checked_text("source", source, 100) or "manual"
+        key = scrubbed_key(checked_text("score_id", score_id, 200)) or deployments.new_id()
+        where = scrubbed_text(checked_text("dataset", dataset, 200))
+        who = scrubbed_text(checked_text("source", source, 100)) or "manual"
 
         def body(txn: Transaction, batch: Batch) -> Version:
             record = versions.resolve(txn, version)
@@ -87,7 +87,7 @@ class ScoreMethods(RegistryCore):
         """
         self._check(name, environment=environment)
         with self._read(name) as view:
-            return history.history(view, dataset, environment)
+            return history.history(view, scrubbed_text(dataset), environment)
 
     def scores(self, name: str, version: str | None = None) -> tuple[Score, ...]:
         """The observations themselves, oldest first, with their ids; of one version or of all."""

@@ -14,13 +14,14 @@ from dspy_observe.registry.errors import InvalidScore, NotSerialisable
 if TYPE_CHECKING:
     from dspy_observe.redaction import Redactor
 
-__all__ = ["canonical", "copied", "digest", "finite", "plain", "scrubbed", "scrubbed_text"]
+__all__ = ["canonical", "copied", "digest", "finite", "plain", "scrubbed", "scrubbed_key", "scrubbed_text"]
 
 DEEPEST: Final = 48
 """Levels of nesting; deeper values are refused, so that every reader can bound its stack."""
 LARGEST: Final = 4_000_000
 """Characters of all texts and keys of one value together."""
 _INT_LIMIT: Final = 2**63
+_KEY_DIGITS: Final = 16
 
 
 class _Budget:
@@ -141,6 +142,12 @@ def scrubbed(value: Any) -> Any:
 def scrubbed_text(text: str | None) -> str | None:
     """A text without credentials; ``None`` stays ``None``."""
     return None if text is None else _credentials().redact_text(text)
+
+
+def scrubbed_key(text: str | None) -> str | None:
+    """A caller's key without credentials, which two keys that differ in nothing else still do not share."""
+    clean = scrubbed_text(text)
+    return clean if text is None or clean == text else f"{clean}#{digest(text)[:_KEY_DIGITS]}"
 
 
 def _credentials() -> Redactor:
