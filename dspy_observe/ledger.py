@@ -419,7 +419,7 @@ class Ledger:
                     options = redactor.options
                     own = content.credentials_in(entry.raw, options.deny_keys, options.allow)
                     if own:
-                        redactor.add_secrets(own)
+                        redactor.add_passing_secrets(own)
         entry.inputs, found = self._clean(entry.plan, content.inputs_of(start.kind, entry.instance, entry.raw))
         entry.findings = found
         entry.begun = with_inputs(start, entry.inputs)
