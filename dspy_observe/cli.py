@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -94,12 +95,18 @@ def redact(
 
 
 def _read(file: str) -> str:
+    """The text, whatever the locale says; what is no UTF-8 would pass unrecognised, and is refused."""
     try:
-        return sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+        read = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+        text = TextIOWrapper(BytesIO(read), encoding="utf-8-sig").read()
     except OSError as error:
         raise typer.BadParameter(f"cannot read {file}: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise typer.BadParameter(f"{file} is no UTF-8 text") from None
+        text = "\0"
+    if "\0" in text:  # UTF-16 without a mark at its begin decodes, too
+        name = "standard input" if file == "-" else file
+        raise typer.BadParameter(f"{name} is no UTF-8 text; convert it, such as with iconv -f UTF-16 -t UTF-8")
+    return text
 
 
 def _operators(mask: list[str], fixed: list[str], drop: list[str]) -> dict[str, Operator]:
@@ -108,13 +115,13 @@ def _operators(mask: list[str], fixed: list[str], drop: list[str]) -> dict[str, 
     operators: dict[str, Operator] = {entity: Drop() for entity in drop}
     for item in mask:
         entity, _, kept = item.partition("=")
-        if not kept.isdigit():
+        if not kept.isdecimal() or len(kept) > 1:  # six characters at most
             raise typer.BadParameter(f"--mask {item}: write ENTITY=N, such as CARD=4")
         operators[entity] = Mask(keep_last=int(kept))
     for item in fixed:
         entity, sign, words = item.partition("=")
-        if not sign:
-            raise typer.BadParameter(f"--fixed {item}: write ENTITY=TEXT, such as EMAIL=[mail]")
+        if not sign or not words:
+            raise typer.BadParameter(f"--fixed {item}: write ENTITY=TEXT, such as EMAIL=[mail], or --drop ENTITY")
         operators[entity] = Fixed(words)
     return operators
 

@@ -19,7 +19,7 @@ import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import lru_cache
 from operator import is_
 from time import perf_counter
 from time import time as unix_time
@@ -418,12 +418,21 @@ class Ledger:
         return record
 
     def _take_inputs(self, entry: _Entry, start: CallStart) -> None:
-        secrets = content.credentials_of(entry.instance, entry.raw) if start.kind == "lm" else ()
-        if start.kind == "module":  # a key in a question must be known before the first LM is called
+        kind, secrets = start.kind, None
+        if kind == "lm":
+            secrets = content.credentials_of(entry.instance, entry.raw)
+        elif kind == "module":  # a key in a question must be known before the first LM is called
             secrets = content.credentials_ahead(entry.instance, entry.raw)
-        if secrets:
+        named = kind in _NAMED_BY_PROGRAM
+        if secrets or named:
             for redactor in self._redactors(entry.plan):
-                redactor.add_secrets(secrets)
+                if secrets:
+                    redactor.add_secrets(secrets)
+                if named:
+                    options = redactor.options
+                    own = content.credentials_in(entry.raw, options.deny_keys, options.allow)
+                    if own:
+                        redactor.add_passing_secrets(own)
         entry.inputs, found = self._clean(entry.plan, content.inputs_of(start.kind, entry.instance, entry.raw))
         entry.findings = found
         entry.begun = with_inputs(start, entry.inputs)
@@ -457,7 +466,7 @@ class Ledger:
 
     @staticmethod
     def _redactors(plan: Plan) -> tuple[Redactor, ...]:
-        return (_credentials(),) if plan.content == "raw" else plan.redactors
+        return _credentials(plan.redactors) if plan.content == "raw" else plan.redactors
 
     @staticmethod
     def _reader_failed(reader: Reader, verb: str, error: Exception) -> None:
@@ -471,6 +480,9 @@ _PARENT_KINDS: Final = frozenset({"module", "tool", "evaluate", "compile", "inte
 
 _HANDED_OVER: Final = frozenset({"compile", "evaluate"})
 """Calls whose readers may need the program itself: rare ones, far from the hot path."""
+
+_NAMED_BY_PROGRAM: Final = frozenset({"module", "tool"})
+"""Calls whose arguments may be credentials that no LM is given."""
 
 _NO_BILL: Final = billing.LMFacts(None, None, None, None, False, None, None, None, None)
 """What is known of the bill of a call that is no LM call, or whose bill could not be read."""
@@ -500,9 +512,23 @@ def _hex_trace(trace_id: int) -> str:
     return f"{trace_id:032x}"
 
 
-@cache
-def _credentials() -> Redactor:
-    return credentials_only()
+def _credentials(redactors: tuple[Redactor, ...]) -> tuple[Redactor, ...]:
+    """What raw content passes: names and credential detectors of the redactors in force, nothing else of them."""
+    made = _RAW.get(redactors)
+    if made is None:
+        with _RAW_LOCK:  # two of them would know different secrets
+            made = _RAW.get(redactors)
+            if made is None:
+                while len(_RAW) >= _MAX_RAW:
+                    del _RAW[next(iter(_RAW))]
+                made = tuple(credentials_only(redactor.options) for redactor in redactors) or (credentials_only(),)
+                _RAW[redactors] = made
+    return made
+
+
+_RAW: Final[dict[tuple[Redactor, ...], tuple[Redactor, ...]]] = {}
+_RAW_LOCK: Final = threading.Lock()
+_MAX_RAW: Final = 16  # a process has one or two sets of redactors; tests make many
 
 
 def _priced(record: CallRecord, prices: tuple[Price, ...]) -> CallRecord:

@@ -16,7 +16,7 @@ from dspy_observe.cli import app
 TEXT = "first line\nmail alice@example.com, card 4111 1111 1111 1111\n"
 
 
-def call(*arguments: str, stdin: str | None = None) -> Result:
+def call(*arguments: str, stdin: str | bytes | None = None) -> Result:
     """Run a command in this process."""
     return CliRunner().invoke(app, list(arguments), input=stdin)
 
@@ -87,7 +87,11 @@ def test_findings_as_json_and_as_a_table() -> None:
         (("no-such-file.txt",), "cannot read"),
         (("--mask", "CARD"), "ENTITY=N"),
         (("--mask", "CARD=all"), "ENTITY=N"),
+        (("--mask", "CARD=9"), "0 to 6"),
+        (("--mask", "CARD=" + "9" * 5000), "ENTITY=N"),
+        (("--mask", "CARD=\u00b2"), "ENTITY=N"),
         (("--fixed", "EMAIL"), "ENTITY=TEXT"),
+        (("--fixed", "EMAIL="), "ENTITY=TEXT"),
         (("--replacement", ""), "replacement"),
         (("--no-such-option",), "no-such-option"),
     ],
@@ -107,3 +111,29 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     done = call("redact", str(file))
     assert done.exit_code == 2
     assert "UTF-8" in done.output
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "gb18030", "latin-1"])
+@pytest.mark.parametrize("piped", [True, False])
+def test_a_text_in_another_encoding_is_refused(tmp_path: Path, encoding: str, piped: bool) -> None:
+    """Piped as in a file: nothing private would be recognised in it."""
+    beginning = {"gb18030": "\u90ae\u7bb1 ", "latin-1": "\xfc "}.get(encoding, "")
+    read = f"{beginning}mail alice@example.com".encode(encoding)
+    file = tmp_path / "text"
+    file.write_bytes(read)
+    code = "from dspy_observe.cli import main; main()"
+    command = [sys.executable, "-c", code, "redact", "-" if piped else str(file)]
+    done = subprocess.run(command, input=read, capture_output=True, check=False)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert b"UTF-8" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("piped", [True, False])
+def test_utf_8_is_read_whatever_the_locale_says(tmp_path: Path, piped: bool) -> None:
+    """With or without a mark at its begin, which is no part of the text."""
+    read = "\ufeff\u90ae\u7bb1 alice@example.com".encode()
+    file = tmp_path / "text"
+    file.write_bytes(read)
+    done = call("redact", "--json", "-" if piped else str(file), stdin=read)
+    assert json.loads(done.output)["text"] == "\u90ae\u7bb1 <EMAIL>"

@@ -12,7 +12,9 @@ import pydantic
 import pytest
 from dspy import lm15
 
-from dspy_observe.facts.content import credentials_of, inputs_of, outputs_of
+from dspy_observe.facts.content import credentials_ahead, credentials_in, credentials_of, inputs_of, outputs_of
+from dspy_observe.redaction import DEFAULT_ALLOW, DEFAULT_DENY_KEYS
+from dspy_observe.serving import FallbackLM
 
 
 class Hostile:
@@ -189,3 +191,86 @@ def test_credentials_of_an_object_without_arguments() -> None:
     assert credentials_of(type("LM", (), {"kwargs": None, "api_key": "sk-1234567890"})(), {"kwargs": None}) == [
         "sk-1234567890"
     ]
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("http://svc:EXAMPLEurlpw123@127.0.0.1:9/v1", {"EXAMPLEurlpw123"}),
+        ("http://svc:EXAMPLE%40pw@127.0.0.1/v1", {"EXAMPLE%40pw", "EXAMPLE@pw"}),
+        ("http://svc:EXAMPLE@pw1@127.0.0.1/v1", {"EXAMPLE@pw1"}),
+        ("https://host/v1?key=EXAMPLEkey1%2B2&alt=something", {"EXAMPLEkey1%2B2", "EXAMPLEkey1+2"}),
+        ("https://host/v1?x-api%2Dkey=EXAMPLEkey1", {"EXAMPLEkey1"}),
+        ("https://host/v1#access_token=EXAMPLEkey1", {"EXAMPLEkey1"}),
+        ("https://EXAMPLEtok1@host/v1", {"EXAMPLEtok1"}),
+        ("https://service:pw@host/v1", {"service:pw@"}),
+        ("https://administrator@host/v1", set()),
+        ("https://host:8443/a@b/c?alt=something", set()),
+        ("see http://svc:EXAMPLEurlpw123@127.0.0.1", set()),
+        ("http://127.0.0.1/v1 with a text behind it, key=EXAMPLEkey1 or a@b", set()),
+    ],
+)
+def test_credentials_in_an_address(url: str, expected: set[str]) -> None:
+    """Passwords and credential parameters of a URL count as they are written and as they are meant."""
+    assert set(credentials_of(lm_with(api_base=url), {})) == expected
+    assert set(credentials_of(lm_with(), {"kwargs": {"proxies": [{"http": url}]}})) == expected
+
+
+def test_credentials_are_found_in_lists() -> None:
+    """Dicts in lists, pairs of name and value, dicts of name and value, and several values under one name."""
+    kwargs = {
+        "extra_body": {"vault": [{"token": "EXAMPLE-1-token"}]},
+        "tools": [{"headers": {"Authorization": "Bearer EXAMPLE-2-token"}}],
+        "extra_headers": [("X-Api-Key", "EXAMPLE-3-token"), ["X-Trace", "something else"]],
+        "env": ({"name": "MY_SECRET", "value": "EXAMPLE-4-token"}, {"name": "mode", "value": "something else"}),
+        "api_keys": ["EXAMPLE-5-token", "EXAMPLE-6-token"],
+    }
+    found = set(credentials_of(lm_with(**kwargs), {}))
+    assert found == {"Bearer EXAMPLE-2-token", *(f"EXAMPLE-{number}-token" for number in range(1, 7))}
+
+
+def test_schemas_and_lists_of_words_hold_no_credentials() -> None:
+    """The names that a tool asks for and columns named keys are ordinary words, whatever stands before them."""
+    parameters = {
+        "properties": {"api_key": {"type": "string", "description": "the key to use"}},
+        "required": ["api_key", "customer_id"],
+    }
+    kwargs = {
+        "tools": [{"type": "function", "function": {"name": "lookup_token", "parameters": parameters}}],
+        "key_columns": ["customer_id", "order_number"],
+        "stop": ["password"],
+    }
+    assert credentials_of(lm_with(**kwargs), {}) == []
+
+
+def test_lists_are_followed_to_a_bounded_depth() -> None:
+    """A list that holds itself ends."""
+    cycle: list[Any] = []
+    cycle.append(cycle)
+    assert credentials_of(lm_with(stop=cycle), {}) == []
+
+
+def test_credentials_in_the_arguments_of_tools_and_modules() -> None:
+    """By the names that redaction drops; fields that merely sound like them, words and placeholders are none."""
+    kwargs = {
+        "api_key": "EXAMPLE-tool-key-1", "headers": {"Authorization": "Bearer EXAMPLE-2-token"},
+        "url": "http://svc:EXAMPLEurlpw123@host", "keywords": "observability", "key_points": ["reliability"],
+        "max_tokens": "1000000000", "token": "language", "password": "x", "question": "what is api_key=EXAMPLE?",
+    }  # fmt: skip
+    found = credentials_in({"kwargs": kwargs}, DEFAULT_DENY_KEYS, DEFAULT_ALLOW)
+    assert set(found) == {
+        "EXAMPLE-tool-key-1", "Bearer EXAMPLE-2-token", "EXAMPLE-2-token", "EXAMPLEurlpw123",
+    }  # fmt: skip
+    assert credentials_in({"kwargs": kwargs}, DEFAULT_DENY_KEYS, frozenset({"api_key"})) == found[1:]
+    assert credentials_in({"kwargs": {"vault_id": "vault-0001"}}, frozenset({"vault_id"}), frozenset()) == [
+        "vault-0001"
+    ]
+    assert credentials_in({"args": ()}, DEFAULT_DENY_KEYS, DEFAULT_ALLOW) == []
+
+
+def test_credentials_of_the_models_behind_an_lm_are_known_ahead() -> None:
+    """Whichever of them will be asked, also behind two stand-ins."""
+    lms = [dspy.LM(f"openai/gpt-{number}", api_key=f"EXAMPLE-lm-key-{number}") for number in range(3)]
+    with dspy.context(lm=FallbackLM(lms[0], FallbackLM(*lms[1:]))):
+        found = credentials_ahead(dspy.Predict("question -> answer"), {"kwargs": {"question": "?"}})
+    assert found == [f"EXAMPLE-lm-key-{number}" for number in range(3)]

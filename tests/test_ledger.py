@@ -20,13 +20,14 @@ from dspy.utils.callback import ACTIVE_CALL_ID
 from dspy.utils.exceptions import LMRateLimitError, LMServerError, LMTimeoutError
 from prometheus_client import CollectorRegistry
 
+from dspy_observe import ledger as ledger_module
 from dspy_observe import safety
 from dspy_observe.callbacks.base import CallbackGroup, RecordCallback
 from dspy_observe.callbacks.redaction import RedactionCallback
 from dspy_observe.ledger import LEDGER, Clock, Ledger
 from dspy_observe.metrics import Metrics
 from dspy_observe.records import CallRecord, CallStart
-from dspy_observe.redaction import Redaction
+from dspy_observe.redaction import Redaction, Redactor
 from dspy_observe.testing import Capture, FrozenClock, frozen_clock, offline_lm
 
 
@@ -536,6 +537,47 @@ def test_raw_content_is_free_of_credentials_all_the_same(ledger: Ledger) -> None
     (record,) = wants.records
     assert "alice@example.com" in repr(record.inputs)
     assert "correct-horse" not in repr(record)
+
+
+def test_raw_content_obeys_the_names_of_the_redactors_in_force(ledger: Ledger) -> None:
+    """What a user denies by name is no content, and what a user allows stays, in raw mode, too."""
+    wants = Wants("raw")
+    names = Redaction(deny_keys=frozenset({"vault_id"}), allow=frozenset({"my_vault_id"}))
+    redaction = RedactionCallback(names, Metrics(collector_registry=CollectorRegistry()))
+    kwargs = {"vault_id": "EXAMPLE-vault-1", "my_vault_id": "EXAMPLE-vault-2", "mail": "alice@example.com"}
+    with content_plan(wants, redaction):
+        ledger.open(wants, "tool", "t", Answer(), {"kwargs": kwargs})
+        ledger.close(wants, "t", None, PermissionError("EXAMPLE-vault-1 is not EXAMPLE-vault-2"))
+    (record,) = wants.records
+    assert "EXAMPLE-vault-1" not in repr(record)
+    assert record.inputs["my_vault_id"] == "EXAMPLE-vault-2"
+    assert record.inputs["mail"] == "alice@example.com"
+    assert record.error_message.endswith(" is not EXAMPLE-vault-2")
+
+
+def test_redactors_for_raw_content_are_made_once_and_not_without_end() -> None:
+    """The secrets that they know belong to the redactors in force, of which the latest few sets count."""
+    sets = [(Redactor(),) for _ in range(20)]
+    made = [ledger_module._credentials(redactors) for redactors in sets]
+    assert ledger_module._credentials(sets[-1]) is made[-1]
+    assert len(ledger_module._RAW) <= 16
+
+
+@pytest.mark.parametrize("mode", ["raw", "redacted"])
+@pytest.mark.parametrize("kind", ["tool", "module"])
+def test_a_credential_that_is_an_argument_is_removed_from_error_and_result(
+    ledger: Ledger, mode: str, kind: Any
+) -> None:
+    """A tool that quotes the key it was given tells nobody else."""
+    wants = Wants(mode)
+    redaction = RedactionCallback(metrics=Metrics(collector_registry=CollectorRegistry()))
+    with content_plan(wants, redaction):
+        for call_id, error in (("1", PermissionError("refused plain-looking-key-1")), ("2", None)):
+            ledger.open(wants, kind, call_id, Answer(), {"args": (), "kwargs": {"api_key": "plain-looking-key-1"}})
+            ledger.close(wants, call_id, "GET /?t=plain-looking-key-1", error)
+    assert "plain-looking" not in repr(wants.records)
+    assert wants.records[0].error_message.startswith("refused ")
+    assert wants.records[1].outputs.startswith("GET /")
 
 
 def test_no_content_is_copied_unless_somebody_wants_it(ledger: Ledger) -> None:

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from dspy_observe.redaction import (
@@ -221,6 +223,21 @@ def test_any_function_from_text_to_spans_is_a_detector() -> None:
         lambda: Detector("X"),
         lambda: Detector("X", pattern="("),
         lambda: Detector("X", pattern="a*"),
+        lambda: Detector(5, pattern="a"),  # type: ignore[arg-type]
+        lambda: Detector(None, pattern="a"),  # type: ignore[arg-type]
+        lambda: Detector("X", pattern=b"abc"),  # type: ignore[arg-type]
+        lambda: Detector("X", pattern=re.compile(b"abc")),  # type: ignore[arg-type]
+        lambda: Detector("X", pattern=5),  # type: ignore[arg-type]
+        lambda: Detector("X", scan=5),  # type: ignore[arg-type]
+        lambda: Detector("X", number=5),  # type: ignore[arg-type]
+        lambda: Detector("X", pattern="a", validator=5),  # type: ignore[arg-type]
+        lambda: Detector("X", pattern="a", context="badge"),  # type: ignore[arg-type]
+        lambda: Detector("X", pattern="a", context=(5,)),  # type: ignore[arg-type]
+        lambda: Detector("X", pattern="a", context=5),  # type: ignore[arg-type]
+        lambda: Detector("X", pattern="a", gate="abc"),  # type: ignore[arg-type]
+        lambda: Detector("X", pattern="a", gate=("",)),
+        lambda: Detector("X", pattern="a", kind="foo"),  # type: ignore[arg-type]
+        lambda: Redactor({}),  # type: ignore[arg-type]
         lambda: Redaction(scan_limit_chars=10),
         lambda: Redaction(max_chars=0),
         lambda: Redaction(replacement=" "),
@@ -233,7 +250,7 @@ def test_any_function_from_text_to_spans_is_a_detector() -> None:
 )
 def test_bad_options_say_which_field_and_what_to_write(make: object) -> None:
     """The error is a ValueError with the field's name in front."""
-    with pytest.raises(RedactionConfigError, match=r"^(Detector|Redaction)\.\w+: .+\. .+"):
+    with pytest.raises(RedactionConfigError, match=r"^(Detector|Redaction|Redactor)\.\w+: .+\. .+"):
         make()  # type: ignore[operator]
 
 
@@ -258,3 +275,11 @@ def test_what_is_no_span_at_all_drops_the_text(span: tuple[int, int]) -> None:
     assert redactor.failures == 1
     empty = Redactor(Redaction(detectors=(lambda _: [(3, 3)],), known_secrets=False))
     assert empty.redact_text("hello secret") == "hello secret"
+
+
+def test_a_gate_is_given_in_any_case() -> None:
+    """As is the text; lists are as good as tuples."""
+    badge = Detector("BADGE", pattern=r"AB-[0-9]{6}", gate=["AB-"], context=["Badge"])  # type: ignore[arg-type]
+    redactor = Redactor(Redaction(detectors=(badge,), known_secrets=False))
+    assert redactor.redact_text("badge AB-123456") == "badge <BADGE>"
+    assert badge.gate == ("ab-",)

@@ -14,7 +14,15 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.trace import Link, SpanContext, SpanKind
+from opentelemetry.trace import (
+    Link,
+    NonRecordingSpan,
+    SpanContext,
+    SpanKind,
+    TraceFlags,
+    TraceState,
+    set_span_in_context,
+)
 
 from dspy_observe.redaction import RedactingLogExporter, RedactingSpanExporter, Redaction, Redactor
 
@@ -74,6 +82,32 @@ def test_what_is_not_private_is_carried_over() -> None:
     assert raw.name == f"call {PHONE}"
 
 
+def test_scope_and_trace_states_of_a_span_are_redacted() -> None:
+    """Name and attributes of the scope, and what vendors wrote into the trace state of span, parent and link."""
+    token = "ghp_EXAMPLE7NotARealTokenAtAll0123456789"
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(RedactingSpanExporter(exporter, redactor())))
+    state = TraceState([("vendor", token), ("other", "rojo:00f0")])
+    remote = SpanContext(1, 2, is_remote=True, trace_flags=TraceFlags(1), trace_state=state)
+    tracer = provider.get_tracer(f"lib {MAIL}", "1.0.0.7", attributes={"api_key": "EXAMPLEscopekey1", "kind": "db"})
+    around = set_span_in_context(NonRecordingSpan(remote))
+    for name in ("one", "two"):
+        tracer.start_span(name, context=around, links=[Link(remote, {"peer": "x"})]).end()
+    spans = exporter.get_finished_spans()
+    for span in spans:
+        scope, link = span.instrumentation_scope, span.links[0].context
+        assert scope is not None
+        assert (scope.name, scope.version) == ("lib <EMAIL>", "1.0.0.7")
+        assert dict(scope.attributes or {}) == {"api_key": "<SECRET>", "kind": "db"}
+        for context in (span.context, span.parent, link):
+            assert context is not None
+            assert dict(context.trace_state) == {"vendor": "<API_KEY>", "other": "rojo:00f0"}
+        assert (link.trace_id, link.span_id, link.is_remote, link.trace_flags) == (1, 2, True, 1)
+    assert token.encode() not in encode_spans(spans).SerializeToString()
+    assert spans[0].instrumentation_scope is spans[1].instrumentation_scope
+
+
 def test_a_span_that_cannot_be_redacted_is_left_out_and_counted() -> None:
     """No span rather than one with its content; its neighbours pass."""
     _, good = finished_span()
@@ -90,19 +124,21 @@ def test_a_span_that_cannot_be_redacted_is_left_out_and_counted() -> None:
 
 
 def test_log_records_are_redacted() -> None:
-    """Body, attributes and resource; the record of the next processor keeps its own."""
+    """Body, attributes, scope and resource; the record of the next processor keeps its own."""
     clean, raw = InMemoryLogRecordExporter(), InMemoryLogRecordExporter()
     provider = LoggerProvider(resource=Resource({"owner": MAIL}))
     provider.add_log_record_processor(SimpleLogRecordProcessor(RedactingLogExporter(clean, redactor())))
     provider.add_log_record_processor(SimpleLogRecordProcessor(raw))
     body = {"text": f"to {MAIL}", "password": "x", "n": [1, 2]}
-    provider.get_logger("lib").emit(
+    provider.get_logger(f"lib {MAIL}").emit(
         LogRecord(body=body, attributes={"to": MAIL, "size": 3}, severity_number=SeverityNumber.INFO, timestamp=5)
     )
     (record,) = clean.get_finished_logs()
     assert record.log_record.body == {"text": "to <EMAIL>", "password": "<SECRET>", "n": [1, 2]}
     assert dict(record.log_record.attributes or {}) == {"to": "<EMAIL>", "size": 3}
     assert record.resource.attributes["owner"] == "<EMAIL>"
+    assert record.instrumentation_scope is not None
+    assert record.instrumentation_scope.name == "lib <EMAIL>"
     assert record.log_record.timestamp == 5
     assert raw.get_finished_logs()[0].log_record.body == body
 

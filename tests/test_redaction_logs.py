@@ -7,6 +7,7 @@ import logging
 import sys
 from typing import Any
 
+import pytest
 import structlog
 
 from dspy_observe.redaction import RedactingFilter, Redaction, Redactor, StructlogRedactor
@@ -46,6 +47,41 @@ def test_structlog_exceptions_that_are_still_objects_are_rendered() -> None:
         event = StructlogRedactor(REDACTOR)(None, "error", {"event": "x", "exc_info": sys.exc_info()})
     assert "exc_info" not in event
     assert "ValueError: <EMAIL>" in event["exception"]
+
+
+@pytest.mark.parametrize("given", [True, 1, "yes"])
+@pytest.mark.parametrize(
+    "render",
+    [
+        structlog.processors.JSONRenderer(),
+        structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+    ],
+    ids=["json", "console"],
+)
+def test_structlog_resolves_the_exception_under_way(given: Any, render: Any) -> None:
+    """``log.exception()`` says no more than that there is one; its traceback is in the line, redacted."""
+    redact = StructlogRedactor(REDACTOR)
+    try:
+        raise ValueError(f"no such user {MAIL}")  # noqa: TRY301 - a traceback is wanted
+    except ValueError:
+        line = render(None, "error", redact(None, "error", {"event": "x", "exc_info": given}))
+        also = render(None, "error", redact(None, "error", {"event": "x", "exc_info": given, "exception": "before"}))
+    for text in (line, also):
+        assert "ValueError: no such user <EMAIL>" in text
+        assert "Traceback" in text
+        assert MAIL not in text
+
+
+@pytest.mark.parametrize("given", [True, False, None, (None, None, None), ()])
+def test_structlog_without_an_exception_under_way(given: Any) -> None:
+    """The line says nothing of one."""
+    assert StructlogRedactor(REDACTOR)(None, "error", {"event": "x", "exc_info": given}) == {"event": "x"}
+
+
+def test_the_logging_filter_takes_what_is_no_exception_for_none() -> None:
+    """A triple that somebody made up does not break the program."""
+    record = logging.makeLogRecord({"msg": "x", "exc_info": ("a", "b", "c")})
+    assert RedactingFilter(REDACTOR).filter(record).exc_text is None
 
 
 def test_the_logging_filter_redacts_message_arguments_extra_and_traceback() -> None:

@@ -82,11 +82,24 @@ def test_the_template_of_all_labels_can_be_changed() -> None:
         lambda: Mask(2, "1"),
         lambda: KeyedHash(b"short"),
         lambda: KeyedHash(KEY, 4),
+        lambda: Mask("a"),
+        lambda: Mask(2.0),
+        lambda: Mask(True),
+        lambda: Mask(None),
+        lambda: Mask(char=None),
+        lambda: KeyedHash(None),
+        lambda: KeyedHash("a" * 16),
+        lambda: KeyedHash(KEY, "x"),
+        lambda: KeyedHash(KEY, 10.0),
+        lambda: Fixed(""),
+        lambda: Fixed(5),
+        lambda: Label(""),
+        lambda: Label(5),
     ],
 )
 def test_an_operator_that_cannot_work_is_refused(make: object) -> None:
     """With the field's name in front."""
-    with pytest.raises(RedactionConfigError, match=r"^(Mask|KeyedHash)\.\w+: "):
+    with pytest.raises(RedactionConfigError, match=r"^(Mask|KeyedHash|Fixed|Label)\.\w+: .+\. Use "):
         make()  # type: ignore[operator]
 
 

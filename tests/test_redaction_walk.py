@@ -350,6 +350,23 @@ def test_known_secrets_can_be_off() -> None:
     assert redactor.redact_text("purple elephant") == "purple elephant"
 
 
+def test_of_the_secrets_of_single_calls_the_latest_are_known() -> None:
+    """Those told before for good stay; one that is told again is new again; and all of them are bounded."""
+    redactor = Redactor(Redaction())
+    redactor.add_secrets(["EXAMPLE-lm-key"])
+    before = len(redactor._known)
+    for number in range(200):
+        redactor.add_passing_secrets(["EXAMPLE-lm-key", "EXAMPLE-first", f"EXAMPLE-call-{number:03}", "short"])
+    assert len(redactor._known) == before + 64
+    assert redactor.redact_text("EXAMPLE-lm-key") == "<KNOWN_SECRET>"
+    assert redactor.redact_text("EXAMPLE-first") == "<KNOWN_SECRET>"
+    assert redactor.redact_text("EXAMPLE-call-199") == "<KNOWN_SECRET>"
+    assert redactor.redact_text("EXAMPLE-call-000") == "EXAMPLE-call-000"
+    off = Redactor(Redaction(known_secrets=False))
+    off.add_passing_secrets(["EXAMPLE-first"])
+    assert off.redact_text("EXAMPLE-first") == "EXAMPLE-first"
+
+
 def test_credentials_only_leaves_personal_data_and_no_credential() -> None:
     """What raw content passes."""
     copy, _ = credentials_only().redact(

@@ -9,10 +9,12 @@ appears as ``<ClassName>``.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from itertools import islice
 from typing import Any, Final
+from urllib.parse import unquote
 
 import dspy
 from dspy import lm15
@@ -23,7 +25,7 @@ from dspy_observe.facts.lm import setting
 from dspy_observe.records import CallKind
 from dspy_observe.redaction.keynames import DEFAULT_ALLOW, DEFAULT_DENY_KEYS, KeyNames
 
-__all__ = ["credentials_ahead", "credentials_of", "inputs_of", "outputs_of"]
+__all__ = ["credentials_ahead", "credentials_in", "credentials_of", "inputs_of", "outputs_of"]
 
 _MAX_DEPTH: Final = 12
 _MAX_ITEMS: Final = 1_000
@@ -40,10 +42,16 @@ _SAMPLING: Final = frozenset(
 
 _SECRET_WORDS: Final = ("key", "token", "secret", "password", "authorization", "credential")
 _COUNTS: Final = ("tokens", "max_", "num_")
-_NAMES: Final = KeyNames(DEFAULT_DENY_KEYS, DEFAULT_ALLOW)
+_DEFAULT_NAMES: Final = KeyNames(DEFAULT_DENY_KEYS, DEFAULT_ALLOW)
 _NUMBERS: Final = frozenset({int, float, bool, type(None)})
 """What most arguments are, and what holds nothing."""
 _MIN_SECRET: Final = 8  # characters; shorter ones ("x", "EMPTY") are placeholders and would blank out ordinary words
+_MAX_WITHIN: Final = 4
+"""How deep stand-ins for LMs are looked into: one of them may hold another."""
+
+_SCHEME_CHARS: Final = 40  # a text is a URL when it begins with a scheme; the longest in use is far shorter
+_URL: Final = re.compile(r"[^\s/]+://(?:([^\s/?#]*)@)?([^\s]*)\s*\Z")
+_PARAMETER: Final = re.compile(r"[?&#;]([^=?&#;]+)=([^?&#;]+)")
 
 
 def inputs_of(kind: CallKind, instance: Any, inputs: Mapping[str, Any]) -> Any:
@@ -78,11 +86,15 @@ def outputs_of(kind: CallKind, outputs: Any) -> Any:
 
 
 def credentials_of(instance: Any, inputs: Mapping[str, Any]) -> list[str]:
-    """Values of the LM's and the call's arguments that are named like credentials, for literal removal elsewhere."""
+    """Values of the LM's and the call's arguments that are named like credentials, for literal removal elsewhere.
+
+    Passwords and credentials in addresses are among them: a failed connection's error text has them without the scheme
+    by which they would be known.
+    """
     found: list[str] = []
     for source in (getattr(instance, "kwargs", None), inputs.get("kwargs")):
         if source and isinstance(source, Mapping):
-            _collect(source, found, 0)
+            _collect(source, found, 0, _is_secret)
     own = getattr(instance, "api_key", None)
     if isinstance(own, str) and len(own) >= _MIN_SECRET:
         found.append(own)
@@ -93,7 +105,8 @@ def credentials_ahead(module: Any, inputs: Mapping[str, Any]) -> list[str]:
     """Credentials of the LMs that a module is about to call: what :func:`credentials_of` will find in them.
 
     Taken are the LM in force, the one given to this call, and those of the module's predictors, which are looked up
-    at the first call of an instance; an LM set later becomes known when it is called.
+    at the first call of an instance; an LM set later becomes known when it is called. Of an LM that stands before
+    others, in an attribute ``lms``, theirs are taken.
 
     Args:
         module: The module that is called.
@@ -107,36 +120,134 @@ def credentials_ahead(module: Any, inputs: Mapping[str, Any]) -> list[str]:
         _looked_up.set(module, True)
         if isinstance(module, dspy.Module):
             lms.extend(predictor.lm for _, predictor in module.named_predictors())
-    found = [secret for lm in lms if lm is not None for secret in credentials_of(lm, {})]
+    found: list[str] = []
+    for lm in lms:
+        if lm is not None:
+            _collect_ahead(lm, found, 0)
     config = given.get("config")
     if isinstance(config, Mapping):
-        _collect(config, found, 0)
+        _collect(config, found, 0, _is_secret)
     return found
+
+
+def credentials_in(inputs: Mapping[str, Any], deny: frozenset[str], allow: frozenset[str]) -> list[str]:
+    """Values of a tool's or a module's arguments that are named like credentials, for literal removal elsewhere.
+
+    Unlike an LM's parameters these are named by the program, so only the names count by which redaction drops values,
+    and no words: ``token="language"`` is a question to a tagger, and would blank the word out everywhere.
+
+    Args:
+        inputs: DSPy's argument dictionary; only read.
+        deny: Names of secrets, as in ``Redaction.deny_keys``.
+        allow: Names that are none, as in ``Redaction.allow``.
+    """
+    given = inputs.get("kwargs")
+    if not given or not isinstance(given, Mapping):
+        return []
+    found: list[str] = []
+    _collect(given, found, 0, _names(deny, allow).is_secret)
+    return [value for value in found if not value.isalpha()] if found else found
 
 
 _looked_up: WeakIdentityMap[bool] = WeakIdentityMap()
 
 
-def _collect(source: Mapping[Any, Any], found: list[str], depth: int) -> None:
+@lru_cache(maxsize=16)  # a set of names keeps its hash
+def _names(deny: frozenset[str], allow: frozenset[str]) -> KeyNames:
+    return KeyNames(deny, allow)
+
+
+def _collect_ahead(lm: Any, found: list[str], depth: int) -> None:
+    held = getattr(lm, "lms", None)
+    if isinstance(held, tuple | list) and depth < _MAX_WITHIN:
+        for one in held:
+            _collect_ahead(one, found, depth + 1)
+    else:
+        found.extend(credentials_of(lm, {}))
+
+
+def _collect(source: Mapping[Any, Any], found: list[str], depth: int, is_secret: Callable[[str], bool]) -> None:
     for name, value in source.items():
-        if type(value) in _NUMBERS:
+        kind = type(value)
+        if kind in _NUMBERS:
             continue
-        if isinstance(value, str):
-            if len(value) < _MIN_SECRET or not _is_secret(str(name)):
+        if kind is str or isinstance(value, str):
+            if len(value) < _MIN_SECRET:
                 continue
-            found.append(value)
-            _, space, rest = value.partition(" ")
-            if space and len(rest) >= _MIN_SECRET:  # "Bearer abc" also appears without its scheme
-                found.append(rest)
-        elif isinstance(value, Mapping) and depth < _MAX_DEPTH:
-            _collect(value, found, depth + 1)
+            if isinstance(name, str) and is_secret(name):
+                _take(value, found)
+            if value.find("://", 0, _SCHEME_CHARS) > 0:
+                _take_from_url(value, found, is_secret)
+        elif depth < _MAX_DEPTH:
+            if kind is dict or isinstance(value, Mapping):
+                _collect(value, found, depth + 1, is_secret)
+            elif isinstance(value, list | tuple):
+                _collect_items(name, value, found, depth + 1, is_secret)
+
+
+def _collect_items(
+    name: Any, values: Iterable[Any], found: list[str], depth: int, is_secret: Callable[[str], bool]
+) -> None:
+    # By the stricter names: "key_columns" and the like list ordinary words.
+    strict = _DEFAULT_NAMES.is_secret if is_secret is _is_secret else is_secret
+    secrets = isinstance(name, str) and strict(name)
+    for value in islice(values, _MAX_ITEMS):
+        if isinstance(value, str):
+            if len(value) < _MIN_SECRET:
+                continue
+            if secrets:
+                _take(value, found)
+            if value.find("://", 0, _SCHEME_CHARS) > 0:
+                _take_from_url(value, found, is_secret)
+        elif isinstance(value, Mapping):
+            _collect(value, found, depth, is_secret)
+            if "value" in value:
+                _collect_pair(value.get("name"), value["value"], found, is_secret)
+        elif isinstance(value, list | tuple) and depth < _MAX_DEPTH:
+            # A pair that is no item of a list may be a schema's {"required": ["api_key", "customer"]}.
+            if len(value) == 2 and isinstance(value[0], str):  # noqa: PLR2004 - headers are also given as pairs
+                _collect_pair(value[0], value[1], found, is_secret)
+            _collect_items(name, value, found, depth + 1, is_secret)
+
+
+def _collect_pair(name: Any, value: Any, found: list[str], is_secret: Callable[[str], bool]) -> None:
+    if isinstance(name, str) and isinstance(value, str) and len(value) >= _MIN_SECRET and is_secret(name):
+        _take(value, found)
+
+
+def _take(value: str, found: list[str]) -> None:
+    found.append(value)
+    _, space, rest = value.partition(" ")
+    if space and len(rest) >= _MIN_SECRET:  # "Bearer abc" also appears without its scheme
+        found.append(rest)
+
+
+def _take_from_url(url: str, found: list[str], is_secret: Callable[[str], bool]) -> None:
+    if "@" not in url and "=" not in url:
+        return
+    parts = _URL.match(url)
+    if parts is None:  # a text that begins with one
+        return
+    secrets = [value for name, value in _PARAMETER.findall(parts[2]) if is_secret(unquote(name))]
+    user, colon, password = (parts[1] or "").partition(":")
+    if len(password) >= _MIN_SECRET:
+        secrets.append(password)
+    elif colon:
+        secrets.append(f"{parts[1]}@")  # too short to be looked for alone
+    elif any(map(str.isdigit, user)):
+        secrets.append(user)
+    for secret in secrets:
+        if len(secret) >= _MIN_SECRET:
+            found.append(secret)
+            if "%" in secret:
+                found.append(unquote(secret))
 
 
 @lru_cache(maxsize=1024)
 def _is_secret(name: str) -> bool:
     lowered = name.lower()
     named = any(word in lowered for word in _SECRET_WORDS) and not any(word in lowered for word in _COUNTS)
-    return named or _NAMES.is_secret(name)
+    return named or _DEFAULT_NAMES.is_secret(name)
 
 
 def _lm_inputs(instance: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:

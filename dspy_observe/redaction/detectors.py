@@ -31,7 +31,8 @@ class Detector:
     a literal or a character class, and look behind after that: then it stays linear and fast.
 
     Raises:
-        RedactionConfigError: The name is not an entity's, or the pattern does not compile or matches nothing at all.
+        RedactionConfigError: A field cannot work: the name is not an entity's, there is no one search, the pattern does
+            not compile or matches nothing at all, or something has another type.
     """
 
     name: str
@@ -48,7 +49,7 @@ class Detector:
     number: Callable[[numbers.Run], Iterable[Span]] | None = None
     """A search over one run of digits."""
     gate: tuple[str, ...] = ()
-    """The search is left out unless the lower-cased text has one of these; empty always searches."""
+    """The search is left out unless the text has one of these, in any case; empty always searches."""
     kind: Literal["pii", "credential"] = "pii"
     """Credentials are removed in every mode, also from raw content."""
     source: str = ""
@@ -66,17 +67,20 @@ class Detector:
         ways = sum(way is not None for way in (self.pattern, self.scan, self.number))
         if ways != 1:
             raise RedactionConfigError("Detector.pattern", f"{self.name} has {ways} searches", "Give pattern= or scan=")
-        if isinstance(self.pattern, str):
-            try:
-                object.__setattr__(self, "pattern", re.compile(self.pattern))
-            except re.error as error:
+        if self.pattern is not None:
+            object.__setattr__(self, "pattern", _compiled(self.name, self.pattern))
+        for field in ("scan", "number", "validator"):
+            way = getattr(self, field)
+            if way is not None and not callable(way):
                 raise RedactionConfigError(
-                    "Detector.pattern", f"the pattern of {self.name} does not compile ({error})", "Correct it"
-                ) from None
-        if isinstance(self.pattern, re.Pattern) and self.pattern.match("") is not None:
-            raise RedactionConfigError(
-                "Detector.pattern", f"the pattern of {self.name} matches the empty text", "Make a part of it required"
-            )
+                    f"Detector.{field}", f"{self.name} has a {type(way).__name__}", "Give a function, or None"
+                )
+        object.__setattr__(self, "context", _words(self.name, "context", self.context))
+        # The gate is looked for in the lower-cased text.
+        gate = tuple(word.lower() for word in _words(self.name, "gate", self.gate))
+        object.__setattr__(self, "gate", gate)
+        if self.kind not in ("pii", "credential"):
+            raise RedactionConfigError("Detector.kind", f"{self.name} has {self.kind!r}", "Use 'pii' or 'credential'")
 
     def find(self, text: str, lowered: str) -> Iterable[Span]:
         """Spans of this entity in a text, for all but number detectors.
@@ -107,6 +111,34 @@ class Detector:
             (words_before(text, lowered, start, _CONTEXT_CHARS), words_after(text, lowered, end, _CONTEXT_CHARS // 2))
         )
         return any(word.lower() in around for word in self.context)
+
+
+def _compiled(name: str, pattern: object) -> re.Pattern[str]:
+    if isinstance(pattern, str):
+        try:
+            pattern = re.compile(pattern)
+        except re.error as error:
+            raise RedactionConfigError(
+                "Detector.pattern", f"the pattern of {name} does not compile ({error})", "Correct it"
+            ) from None
+    if not isinstance(pattern, re.Pattern) or not isinstance(pattern.pattern, str):
+        raise RedactionConfigError(
+            "Detector.pattern", f"the pattern of {name} is no text", "Give a str or what re.compile makes of one"
+        )
+    if pattern.match("") is not None:
+        raise RedactionConfigError(
+            "Detector.pattern", f"the pattern of {name} matches the empty text", "Make a part of it required"
+        )
+    return pattern
+
+
+def _words(name: str, field: str, given: object) -> tuple[str, ...]:
+    words = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (None,)
+    if not all(isinstance(word, str) and word for word in words):
+        raise RedactionConfigError(
+            f"Detector.{field}", f"{name} has {given!r:.60}", "Give a tuple of words: ('badge', 'staff')"
+        )
+    return words
 
 
 _RFC = "https://www.rfc-editor.org/rfc/"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.sdk._logs.export import LogRecordExporter, LogRecordExportResult
@@ -17,7 +17,8 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.util import BoundedList
-from opentelemetry.trace import Link, Status
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import Link, SpanContext, Status, TraceState
 
 from dspy_observe.redaction.options import Redaction
 from dspy_observe.redaction.redactor import Redactor
@@ -25,10 +26,15 @@ from dspy_observe.redaction.redactor import Redactor
 __all__ = ["RedactingLogExporter", "RedactingSpanExporter"]
 
 _MAX_RESOURCES: Final = 16  # a process has one or two; more means somebody makes them anew
+_MAX_SCOPES: Final = 256  # one for each library that traces
+
+
+_Context = TypeVar("_Context", SpanContext, SpanContext | None)
+_Scope = TypeVar("_Scope", InstrumentationScope, InstrumentationScope | None)
 
 
 class RedactingSpanExporter(SpanExporter):
-    """Redacts names, attributes, events, links, status texts and resources, then hands on to another exporter.
+    """Redacts all texts of spans, their scopes and resources included, then hands on to another exporter.
 
     Args:
         exporter: Where the redacted spans go.
@@ -54,7 +60,7 @@ class RedactingSpanExporter(SpanExporter):
 
 
 class RedactingLogExporter(LogRecordExporter):
-    """Redacts bodies, attributes, event names and resources of log records, then hands on to another exporter.
+    """Redacts all texts of log records, their scopes and resources included, then hands on to another exporter.
 
     Args:
         exporter: Where the redacted records go.
@@ -84,6 +90,7 @@ class _Cleaner:
     def __init__(self, redactor: Redactor | Redaction | None) -> None:
         self.redactor = redactor if isinstance(redactor, Redactor) else Redactor(redactor)
         self._resources: dict[int, tuple[Resource, Resource]] = {}
+        self._scopes: dict[int, tuple[InstrumentationScope, InstrumentationScope]] = {}
 
     def span(self, span: ReadableSpan) -> ReadableSpan | None:
         try:
@@ -103,8 +110,8 @@ class _Cleaner:
         status = span.status
         return ReadableSpan(
             name=self.redactor.redact_text(span.name),
-            context=span.context,
-            parent=span.parent,
+            context=self._context(span.context),
+            parent=self._context(span.parent),
             resource=self._resource(span.resource),
             attributes=self._attributes(span.attributes, span.dropped_attributes),
             events=_bounded([self._event(event) for event in span.events], span.dropped_events),
@@ -113,7 +120,7 @@ class _Cleaner:
             status=Status(status.status_code, self._optional(status.description)),
             start_time=span.start_time,
             end_time=span.end_time,
-            instrumentation_scope=span.instrumentation_scope,
+            instrumentation_scope=self._scope(span.instrumentation_scope),
         )
 
     def _event(self, event: Event) -> Event:
@@ -121,7 +128,7 @@ class _Cleaner:
         return Event(self.redactor.redact_text(event.name), attributes, event.timestamp)
 
     def _link(self, link: Link) -> Link:
-        return Link(link.context, self._attributes(link.attributes, link.dropped_attributes))
+        return Link(self._context(link.context), self._attributes(link.attributes, link.dropped_attributes))
 
     def _record(self, record: Any) -> Any:
         inner = copy.copy(record.log_record)
@@ -135,6 +142,8 @@ class _Cleaner:
         changes: dict[str, Any] = {"log_record": inner}
         if record.resource is not None:
             changes["resource"] = self._resource(record.resource)
+        if getattr(record, "instrumentation_scope", None) is not None:
+            changes["instrumentation_scope"] = self._scope(record.instrumentation_scope)
         return dataclasses.replace(record, **changes)
 
     def _optional(self, text: str | None) -> str | None:
@@ -149,6 +158,29 @@ class _Cleaner:
         bounded = BoundedAttributes(attributes=clean, immutable=False, extended_attributes=True)
         bounded.dropped = dropped
         return bounded
+
+    def _context(self, context: _Context) -> _Context:
+        """The same identity; other vendors' values in its trace state redacted."""
+        if context is None or not context.trace_state:
+            return context
+        # A redacted value that W3C's grammar does not allow, TraceState leaves out.
+        state = TraceState([(key, self.redactor.redact_text(value)) for key, value in context.trace_state.items()])
+        return SpanContext(context.trace_id, context.span_id, context.is_remote, context.trace_flags, state)
+
+    def _scope(self, scope: _Scope) -> _Scope:
+        if scope is None:
+            return None
+        known = self._scopes.get(id(scope))
+        if known is not None and known[0] is scope:
+            return known[1]
+        clean = InstrumentationScope(
+            self.redactor.redact_text(scope.name), scope.version, self._optional(scope.schema_url),
+            self._attributes(scope.attributes),
+        )  # fmt: skip
+        if len(self._scopes) >= _MAX_SCOPES:
+            self._scopes.clear()
+        self._scopes[id(scope)] = (scope, clean)
+        return clean
 
     def _resource(self, resource: Resource) -> Resource:
         known = self._resources.get(id(resource))

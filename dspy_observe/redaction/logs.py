@@ -33,21 +33,29 @@ class StructlogRedactor:
     def __call__(self, logger: Any, method_name: str, event_dict: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         """The event with everything private replaced."""
         del logger, method_name
-        fields: dict[str, Any] = {}
-        for key, value in event_dict.items():
-            fields[key] = _rendered(value) if key == "exc_info" or isinstance(value, BaseException) else value
-        if fields.get("exc_info") and "exception" not in fields:
-            fields["exception"] = fields.pop("exc_info")
+        fields = {
+            key: _rendered(value) if isinstance(value, BaseException) else value
+            for key, value in event_dict.items()
+            if key != "exc_info"  # a renderer that finds it writes the traceback as it is
+        }
+        error = _error_of(event_dict.get("exc_info"))
+        if error is not None:
+            fields["exception"] = _rendered(error)
         copy, _ = self.redactor.redact(fields)
         return copy if isinstance(copy, dict) else {"event": copy}
 
 
-def _rendered(value: Any) -> Any:
-    if isinstance(value, BaseException):
-        return "".join(traceback.format_exception(value)).rstrip("\n")
-    if isinstance(value, tuple) and len(value) > 1 and isinstance(value[1], BaseException):
-        return "".join(traceback.format_exception(value[1])).rstrip("\n")
-    return value
+def _error_of(exc_info: Any) -> BaseException | None:
+    """The exception that structlog's ``exc_info`` stands for: itself, a triple, or anything true for the latest."""
+    if isinstance(exc_info, BaseException):
+        return exc_info
+    if isinstance(exc_info, tuple) and len(exc_info) == 3:  # noqa: PLR2004 - as sys.exc_info() has it
+        return exc_info[1] if isinstance(exc_info[1], BaseException) else None
+    return sys.exc_info()[1] if exc_info else None
+
+
+def _rendered(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error)).rstrip("\n")
 
 
 class RedactingFilter(logging.Filter):
@@ -82,8 +90,9 @@ class RedactingFilter(logging.Filter):
         except Exception as error:  # noqa: BLE001 - a wrong number of arguments must not leak them
             copy.msg = self.redactor.failed(error, None)
         copy.args = None
-        if record.exc_info and not record.exc_text:
-            copy.exc_text = "".join(traceback.format_exception(*record.exc_info)).rstrip("\n")
+        raised = None if record.exc_text else _error_of(record.exc_info)
+        if raised is not None:
+            copy.exc_text = _rendered(raised)
         if copy.exc_text:
             copy.exc_text = redact(copy.exc_text)
         copy.exc_info = None

@@ -19,12 +19,22 @@ _SHORTEST_HASH: Final = 8
 _LONGEST_HASH: Final = 32
 
 
+def _whole(value: object, least: int, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
 @dataclass(frozen=True, slots=True)
 class Label:
     """The replacement template with the entity's name, ``<EMAIL>``: the default."""
 
     template: str | None = None
     """A text with ``{entity}``; ``None`` takes :attr:`Redaction.replacement`."""
+
+    def __post_init__(self) -> None:
+        if self.template is not None and (not isinstance(self.template, str) or not self.template.strip()):
+            raise RedactionConfigError(
+                "Label.template", f"{self.template!r} is empty or no text", "Use a text such as '[{entity}]', or None"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +43,12 @@ class Fixed:
 
     text: str
     """Must not itself look private, and must not be empty (that is :class:`Drop`)."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.text, str) or not self.text:
+            raise RedactionConfigError(
+                "Fixed.text", f"{self.text!r} is empty or no text", "Use a text such as '[gone]', or Drop()"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +61,11 @@ class Mask:
     """One character, ``*`` or ``#`` or another that is neither letter nor digit."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.keep_last <= _MAX_KEPT:
-            raise RedactionConfigError("Mask.keep_last", f"{self.keep_last} is out of range", "Use 0 to 6")
-        if len(self.char) != 1 or self.char.isalnum() or self.char.isspace():
+        if not _whole(self.keep_last, 0, _MAX_KEPT):
+            raise RedactionConfigError(
+                "Mask.keep_last", f"{self.keep_last!r} is no whole number in range", "Use 0 to 6"
+            )
+        if not isinstance(self.char, str) or len(self.char) != 1 or self.char.isalnum() or self.char.isspace():
             raise RedactionConfigError("Mask.char", f"{self.char!r} is not one sign", "Use '*', '#' or '\u2022'")
 
 
@@ -69,10 +87,16 @@ class KeyedHash:
     """Letters of the hash, 8 to 32; ten hold 40 bits."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.key, bytes):
+            raise RedactionConfigError(
+                "KeyedHash.key", f"a {type(self.key).__name__} is no key", "Use bytes, such as os.urandom(32)"
+            )
         if len(self.key) < _MIN_KEY:
             raise RedactionConfigError("KeyedHash.key", "the key is shorter than 16 bytes", "Use os.urandom(32)")
-        if not _SHORTEST_HASH <= self.length <= _LONGEST_HASH:
-            raise RedactionConfigError("KeyedHash.length", f"{self.length} is out of range", "Use 8 to 32")
+        if not _whole(self.length, _SHORTEST_HASH, _LONGEST_HASH):
+            raise RedactionConfigError(
+                "KeyedHash.length", f"{self.length!r} is no whole number in range", "Use 8 to 32"
+            )
 
     def __repr__(self) -> str:
         return f"KeyedHash(key=..., length={self.length})"
@@ -126,6 +150,6 @@ def replacer(operator: Operator, entity: str, template: str) -> Callable[[str], 
     return lambda _: ""
 
 
-def valid_entity(name: str) -> bool:
+def valid_entity(name: object) -> bool:
     """Whether a name is an entity's: capital letters, digits and underscores, at most 64."""
-    return _ENTITY.match(name) is not None
+    return isinstance(name, str) and _ENTITY.match(name) is not None

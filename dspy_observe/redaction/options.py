@@ -120,7 +120,7 @@ def _operators(operators: object) -> None:
     if not isinstance(operators, Mapping):
         raise RedactionConfigError("Redaction.operators", "it is no mapping", "Use {'CARD': Mask(keep_last=4)}")
     for entity, operator in operators.items():
-        if not isinstance(entity, str) or not valid_entity(entity):
+        if not valid_entity(entity):
             raise RedactionConfigError(
                 "Redaction.operators", f"{entity!r} is not an entity's name", "Use a detector's name, such as 'EMAIL'"
             )

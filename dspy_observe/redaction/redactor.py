@@ -30,6 +30,7 @@ __all__ = ["Redactor", "credentials_only", "redact"]
 _GUARD_HOOK: Final = safety.guard("redaction.on_failure")
 _MIN_SECRET: Final = 8  # characters; shorter values are placeholders and would blank out ordinary words
 _MAX_SECRETS: Final = 1_000
+_MAX_PASSING: Final = 64  # calls under way together; each secret costs every text about a microsecond
 _SHORTEST: Final = 5  # characters; no built-in detector finds less: the shortest e-mail address has six
 _NEVER_SECRET: Final = frozenset(
     {"development", "production", "changeme", "password", "disabled", "undefined", "required", "localhost", "keychain",
@@ -57,15 +58,21 @@ class Redactor:
         on_failure: Called after each failure with the error's type name and the length of the dropped value.
 
     Raises:
-        RedactionConfigError: A replacement itself looks private, so that redacting twice would change it again.
+        RedactionConfigError: The options are none, or a replacement itself looks private, so that redacting twice
+            would change it again.
     """
 
     def __init__(self, options: Redaction | None = None, on_failure: FailureHook | None = None) -> None:
+        if options is not None and not isinstance(options, Redaction):
+            raise RedactionConfigError(
+                "Redactor.options", f"a {type(options).__name__} is none", "Pass Redaction(...) or None"
+            )
         self.options = options or Redaction()
         self._on_failure = on_failure
         self._lock = threading.Lock()
         self._failures = 0
         self._secrets: OrderedDict[str, None] = OrderedDict()
+        self._passing: OrderedDict[str, None] = OrderedDict()
         self._known: tuple[str, ...] = ()
         self._memory: Memory[str, tuple[str, tuple[str, ...]]] = Memory()
         self._values: Memory[_Key, tuple[_Redacted, tuple[Any, ...] | None]] = Memory()
@@ -181,6 +188,23 @@ class Redactor:
             self._values = Memory()
             self._ordinary = set()
             self._memory = Memory()  # what was clean before may hold one of the new secrets
+
+    def add_passing_secrets(self, values: Iterable[str]) -> None:
+        """Replace these texts, too, as long as they are among the 64 that were told last: secrets of single calls.
+
+        Args:
+            values: Secrets such as a user's token that a tool is given: of these, a service sees new ones without end.
+        """
+        if not self.options.known_secrets:
+            return
+        with self._lock:
+            own = [value for value in values if value in self._passing or value not in self._secrets]
+            for value in filter(self._can_be_secret, own):
+                self._passing[value] = None
+                self._passing.move_to_end(value)
+            while len(self._passing) > _MAX_PASSING:
+                self._secrets.pop(self._passing.popitem(last=False)[0], None)
+        self.add_secrets(own)
 
     def drop_value(self, text: str) -> str:
         """What replaces a whole value under a secret's name."""

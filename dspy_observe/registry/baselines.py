@@ -8,6 +8,7 @@ from dspy_observe.registry import versions
 from dspy_observe.registry.core import PRODUCTION
 from dspy_observe.registry.signatures import SignatureRegistry
 from dspy_observe.registry.stores.base import View
+from dspy_observe.registry.values import scrubbed_text
 from dspy_observe.rollback.statistics import (
     Baseline,
     Evidence,
@@ -60,6 +61,7 @@ def baseline_of(
         ``None`` when there is nothing that says on how many examples it rests.
     """
     before = _predecessor(view, version_hash, environment)
+    dataset = scrubbed_text(dataset)  # as it was kept
     if metric == EVALUATION:
         measured = None if before is None else _registered(view, before, metric, bounds, dataset)
         return measured or _registered(view, version_hash, metric, bounds, dataset, first=True)

@@ -6,6 +6,7 @@ import getpass
 import os
 
 from dspy_observe.registry.names import checked_text
+from dspy_observe.registry.values import scrubbed_text
 
 __all__ = ["actor_or_user"]
 
@@ -13,14 +14,16 @@ __all__ = ["actor_or_user"]
 def actor_or_user(actor: str | None) -> str | None:
     """The name given, else ``DSPY_OBSERVE_ACTOR``, else the user of this process; ``None`` where there is none.
 
+    Credentials in it are taken out.
+
     Raises:
         InvalidName: The name cannot be stored.
     """
     if actor is not None:
-        return checked_text("actor", actor, 200)
+        return scrubbed_text(checked_text("actor", actor, 200))
     named = os.environ.get("DSPY_OBSERVE_ACTOR")
     if named:
-        return checked_text("actor", named, 200)
+        return scrubbed_text(checked_text("actor", named, 200))
     try:
         return getpass.getuser()
     except (OSError, KeyError):  # a container's user id without an entry

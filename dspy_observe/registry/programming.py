@@ -11,7 +11,7 @@ from dspy_observe.registry.errors import UnknownVersion
 from dspy_observe.registry.models import Version
 from dspy_observe.registry.names import checked_text
 from dspy_observe.registry.people import actor_or_user
-from dspy_observe.registry.values import digest, scrubbed
+from dspy_observe.registry.values import digest, scrubbed, scrubbed_text
 from dspy_observe.registry.versioning import VersionMethods
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class ProgramMethods(VersionMethods):
             return versions.Draft(
                 content_hash(taken), scrubbed(mapping(summary, "program")),
                 scrubbed(mapping({**about, **(metadata or {})}, "metadata")), actor_or_user(author),
-                checked_text("program_id", program_id, 500), digest(text), text,
+                scrubbed_text(checked_text("program_id", program_id, 500)), digest(text), text,
             )  # fmt: skip
 
         return self._register(name, draft, version)

@@ -11,7 +11,7 @@ from dspy_observe.registry.models import Comparison, History, Version
 from dspy_observe.registry.names import checked_text
 from dspy_observe.registry.records import Score
 from dspy_observe.registry.stores.base import Transaction
-from dspy_observe.registry.values import check_sample, finite, scrubbed
+from dspy_observe.registry.values import check_sample, finite, scrubbed, scrubbed_key, scrubbed_text
 
 __all__ = ["ScoreMethods"]
 
@@ -52,9 +52,9 @@ class ScoreMethods(RegistryCore):
         self._check(name)
         value = finite(score, bounds)
         check_sample(n, stdev)
-        key = checked_text("score_id", score_id, 200) or deployments.new_id()
-        where = checked_text("dataset", dataset, 200)
-        who = checked_text("source", source, 100) or "manual"
+        key = scrubbed_key(checked_text("score_id", score_id, 200)) or deployments.new_id()
+        where = scrubbed_text(checked_text("dataset", dataset, 200))
+        who = scrubbed_text(checked_text("source", source, 100)) or "manual"
 
         def body(txn: Transaction, batch: Batch) -> Version:
             record = versions.resolve(txn, version)
@@ -82,7 +82,7 @@ class ScoreMethods(RegistryCore):
         """
         self._check(name, environment=environment)
         with self._read(name) as view:
-            return history.history(view, dataset, environment)
+            return history.history(view, scrubbed_text(dataset), environment)
 
     def scores(self, name: str, version: str | None = None) -> tuple[Score, ...]:
         """The observations themselves, oldest first, with their ids; of one version or of all."""

@@ -23,6 +23,7 @@ __all__ = [
     "finite",
     "plain",
     "scrubbed",
+    "scrubbed_key",
     "scrubbed_text",
 ]
 
@@ -33,6 +34,7 @@ LARGEST: Final = 4_000_000
 LARGEST_COUNT: Final = 2**53
 """The largest number that anything is counted to: exact in every reader of JSON, and far from the end of 64 bits."""
 _INT_LIMIT: Final = 2**63
+_KEY_DIGITS: Final = 16
 
 
 class _Budget:
@@ -171,6 +173,12 @@ def scrubbed(value: Any) -> Any:
 def scrubbed_text(text: str | None) -> str | None:
     """A text without credentials; ``None`` stays ``None``."""
     return None if text is None else _credentials().redact_text(text)
+
+
+def scrubbed_key(text: str | None) -> str | None:
+    """A caller's key without credentials, which two keys that differ in nothing else still do not share."""
+    clean = scrubbed_text(text)
+    return clean if text is None or clean == text else f"{clean}#{digest(text)[:_KEY_DIGITS]}"
 
 
 def _credentials() -> Redactor:

@@ -13,7 +13,7 @@ from dspy_observe.registry.names import checked_text
 from dspy_observe.registry.people import actor_or_user
 from dspy_observe.registry.records import Mark, Pointer
 from dspy_observe.registry.stores.base import Transaction
-from dspy_observe.registry.values import scrubbed
+from dspy_observe.registry.values import scrubbed, scrubbed_text
 
 __all__ = ["VersionMethods"]
 
@@ -57,7 +57,7 @@ class VersionMethods(RegistryCore):
             content = scrubbed(mapping(configuration, "configuration"))
             return versions.Draft(
                 versions.configuration_hash(content), content, scrubbed(mapping(metadata or {}, "metadata")),
-                actor_or_user(author), checked_text("program_id", program_id, 500),
+                actor_or_user(author), scrubbed_text(checked_text("program_id", program_id, 500)),
             )  # fmt: skip
 
         return self._register(name, draft, version)

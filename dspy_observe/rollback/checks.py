@@ -9,6 +9,8 @@ from typing import Any, Final, Self
 import httpx
 
 from dspy_observe.errors import ConfigurationError
+from dspy_observe.redaction import redact
+from dspy_observe.rollback.prometheus import without_credentials
 
 __all__ = ["STATES", "Check", "Site", "SiteError", "broken", "fine", "skipped", "warning"]
 
@@ -77,8 +79,10 @@ class Site:
         except (httpx.InvalidURL, TypeError):
             parsed = httpx.URL("")
         if parsed.scheme not in ("http", "https") or not parsed.host:
-            raise ConfigurationError(field, f"{url!r:.200} is no address", "Use http://host:port")
+            raise ConfigurationError(field, f"{redact(str(url))!r:.200} is no address", "Use http://host:port")
         self.url = url.rstrip("/")
+        self.place = without_credentials(self.url)
+        """The address for people: without user and password."""
         self._client = httpx.Client(timeout=timeout_s)
 
     def __enter__(self) -> Self:

@@ -15,7 +15,7 @@ import yaml
 
 from dspy_observe.conventions import ALERT_ACTION, ALERT_ACTION_ROLLBACK, DOCTOR_ALERT, WATCHDOG_ALERT
 from dspy_observe.rollback.checks import Check, Site, SiteError, broken, fine, skipped, warning
-from dspy_observe.rollback.prometheus import Prometheus, PrometheusError
+from dspy_observe.rollback.prometheus import Prometheus, PrometheusError, without_credentials
 from dspy_observe.rollback.receiver import ALERTS_PATH
 from dspy_observe.rollback.routes import Webhook, receivers_of, webhooks_of
 
@@ -48,12 +48,12 @@ def examine_receiver(site: Site, token: str | None, learned: Learned) -> Iterato
         site.json("/healthz")
     except SiteError as error:
         yield broken(
-            part, "answers", f"{site.url}: {error}", "Start it: dspy-observe serve --registry ... --token-file ..."
+            part, "answers", f"{site.place}: {error}", "Start it: dspy-observe serve --registry ... --token-file ..."
         )
         for name in ("registry", "without a token", "with the token", "watchdog"):
             yield skipped(part, name, "the receiver does not answer")
         return
-    yield fine(part, "answers", site.url)
+    yield fine(part, "answers", site.place)
     try:
         ready = site.ask("/readyz")
         if ready.status_code == _OK:
@@ -68,7 +68,9 @@ def examine_receiver(site: Site, token: str | None, learned: Learned) -> Iterato
         else:
             yield from _with_token(site, token, learned)
     except SiteError as error:
-        yield broken(part, "keeps answering", f"{site.url}: {error}", "Look at its log and at the load of its machine")
+        yield broken(
+            part, "keeps answering", f"{site.place}: {error}", "Look at its log and at the load of its machine"
+        )
 
 
 def _without_token(site: Site, learned: Learned) -> Check:
@@ -89,7 +91,7 @@ def _with_token(site: Site, token: str, learned: Learned) -> Iterator[Check]:
         why = f"HTTP {reply.status_code}: {_error_of(reply)}"
         mend = "Give this command, Alertmanager (credentials_file) and the receiver (--token-file) the same token"
         if reply.status_code not in _REFUSED:
-            mend = f"Alerts are to be posted to {ALERTS_PATH}; look at what listens at {site.url}, and at its log"
+            mend = f"Alerts are to be posted to {ALERTS_PATH}; look at what listens at {site.place}, and at its log"
         yield broken(part, "with the token", why, mend)
         yield skipped(part, "watchdog", "the token was not accepted")
         return
@@ -141,12 +143,12 @@ def examine_alertmanager(
             raise SiteError("its status holds no configuration")  # noqa: TRY301 - one place tells of all
     except (SiteError, KeyError, TypeError, yaml.YAMLError) as error:
         found = str(error) if isinstance(error, SiteError) else "no Alertmanager: its status has no configuration"
-        yield broken(part, "answers", f"{site.url}: {found}", "Start Alertmanager, or mend --alertmanager-url")
+        yield broken(part, "answers", f"{site.place}: {found}", "Start Alertmanager, or mend --alertmanager-url")
         for name in ("route", "token", "watchdog route"):
             yield skipped(part, name, "Alertmanager does not answer")
         return
     learned.alertmanager = True
-    yield fine(part, "answers", site.url)
+    yield fine(part, "answers", site.place)
     hooks = webhooks_of(config, labels)
     ours = [one for one in hooks if one.url is None or _path(one.url).endswith(ALERTS_PATH)]
     yield _route(config, labels, hooks, ours, receiver_url)
@@ -173,9 +175,10 @@ def _route(
     receiver_url: str | None,
 ) -> Check:
     part, name = "alertmanager", "route"
+    address = "http://RECEIVER:9095" if receiver_url is None else without_credentials(receiver_url)
     mend = (
         f'Add a route with the matcher {ALERT_ACTION}="{ALERT_ACTION_ROLLBACK}" to a receiver whose webhook is '
-        f"{(receiver_url or 'http://RECEIVER:9095').rstrip('/')}{ALERTS_PATH}, and reload; {_GENERATE}"
+        f"{address.rstrip('/')}{ALERTS_PATH}, and reload; {_GENERATE}"
     )
     if not ours:
         where = ", ".join(receivers_of(config, labels)) or "nobody"
@@ -192,7 +195,7 @@ def _route(
     words = f"they are posted to {', '.join(_shown(one) for one in shown)}"
     if receiver_url is None or any(_place(str(one.url)) == _place(receiver_url) for one in shown):
         return fine(part, name, words)
-    words += f", while this command knows the receiver as {receiver_url}"
+    words += f", while this command knows the receiver as {without_credentials(receiver_url)}"
     return warning(
         part, name, words, "If both are the same one, behind a proxy or in a container, all is well. " + mend
     )
@@ -202,7 +205,7 @@ def _shown(hook: Webhook) -> str:
     """Its address without credentials."""
     if hook.url is None:
         return "an address that Alertmanager keeps secret"
-    return str(httpx.URL(hook.url).copy_with(userinfo=b"", query=None))
+    return without_credentials(str(hook.url))
 
 
 def _path(url: str) -> str:
@@ -224,11 +227,11 @@ def examine_prometheus(prometheus: Prometheus, alertmanager_url: str | None) -> 
     try:
         prometheus.query("vector(1)")
     except PrometheusError as error:
-        yield broken(part, "answers", f"{prometheus.url}: {error}", "Start Prometheus, or mend --prometheus-url")
+        yield broken(part, "answers", f"{prometheus.place}: {error}", "Start Prometheus, or mend --prometheus-url")
         for name in ("rules", "targets", "alertmanagers"):
             yield skipped(part, name, "Prometheus does not answer")
         return
-    yield fine(part, "answers", prometheus.url)
+    yield fine(part, "answers", prometheus.place)
     for name, found in (
         ("rules", _rules(prometheus)),
         ("targets", _targets(prometheus)),
@@ -298,7 +301,9 @@ def _alertmanagers(prometheus: Prometheus, url: str | None) -> Iterator[Check]:
         mend = "Name Alertmanager under alerting.alertmanagers of prometheus.yml, and reload it"
         yield broken(part, name, "Prometheus knows none, so its alerts go nowhere", mend)
     elif url is not None and _place(url) not in {_place(one) for one in active}:
-        found = f"it sends alerts to {', '.join(active[:_LISTED])}, while this command looks at {url}"
+        found = (
+            f"it sends alerts to {', '.join(active[:_LISTED])}, while this command looks at {without_credentials(url)}"
+        )
         yield warning(part, name, found, "If they are the same one or peers, all is well; else mend one of them")
     else:
         yield fine(part, name, f"alerts are sent to {', '.join(active[:_LISTED])}")

@@ -16,14 +16,20 @@ from typing import Any, Final, Self
 import httpx
 
 from dspy_observe.errors import ConfigurationError
+from dspy_observe.redaction import redact
 from dspy_observe.rollback.alerts import Alert
 from dspy_observe.rollback.freshness import Counts, Fresh
 
-__all__ = ["Prometheus", "PrometheusError"]
+__all__ = ["Prometheus", "PrometheusError", "without_credentials"]
 
 _NO_TRAFFIC: Final = "warmup|eval"
 """Roles whose calls nobody waits for."""
 _OK: Final = "ok"
+
+
+def without_credentials(url: str) -> str:
+    """An address that works, for people: without user, password and query, which may hold credentials."""
+    return str(httpx.URL(url).copy_with(userinfo=b"", query=None))
 
 
 class PrometheusError(Exception):
@@ -53,11 +59,15 @@ class Prometheus:
         except (httpx.InvalidURL, TypeError):
             parsed = httpx.URL("")
         if parsed.scheme not in ("http", "https") or not parsed.host:
-            raise ConfigurationError("prometheus_url", f"{url!r:.200} is no address", "Use http://host:9090")
+            raise ConfigurationError(
+                "prometheus_url", f"{redact(str(url))!r:.200} is no address", "Use http://host:9090"
+            )
         for name, value in (("window_s", window_s), ("timeout_s", timeout_s)):
             if not 0 < value < math.inf:
                 raise ConfigurationError(name, f"{value!r} cannot work", "Use a number of seconds above 0")
         self.url = url.rstrip("/")
+        self.place = without_credentials(self.url)
+        """The address for people: without user and password."""
         self._window_s = window_s
         self._timeout_s = timeout_s
         self._client = httpx.Client(timeout=timeout_s)

@@ -255,7 +255,8 @@ class _Receiver:
             return _error(503, str(error))
         return JSONResponse({
             "registry": self._registry.location, "mode": self._options.mode,
-            "prometheus_url": self._options.prometheus_url, "watchdog_at": self._handler.watchdog_at, "programs": rows,
+            "prometheus_url": None if self._prometheus is None else self._prometheus.place,
+            "watchdog_at": self._handler.watchdog_at, "programs": rows,
         })  # fmt: skip
 
     def _standings(self) -> list[dict[str, Any]]:

@@ -41,7 +41,7 @@ def process_with_secrets(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A process that was started with secrets in its environment, swallows what fails, and has logged nothing yet."""
 
     def forget() -> None:
-        ledger._credentials.cache_clear()
+        ledger._RAW.clear()
         names._remembered.cache_clear()
         names._given.cache_clear()
         names._credentials.cache_clear()

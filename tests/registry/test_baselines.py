@@ -48,6 +48,16 @@ def test_a_score_without_its_number_of_examples_is_no_baseline(three: SignatureR
     assert scaled.mean == 0.87
 
 
+def test_a_data_set_is_found_by_the_name_it_was_given(three: SignatureRegistry) -> None:
+    """Though a credential in it is not kept."""
+    address = "s3://reader:EXAMPLEpw99@bucket/dev"
+    three.update_performance_score("qa", "v1", 0.9, dataset=address, n=200)
+    baseline = found(three, "v1", dataset=address)
+    assert baseline is not None
+    assert "EXAMPLEpw99" not in baseline.origin
+    assert found(three, "v1", dataset="s3://reader:EXAMPLEpw99@bucket/other") is None
+
+
 def test_the_predecessors_online_scores_come_first(three: SignatureRegistry) -> None:
     """If there are enough of them, and the predecessor was not found bad."""
     for version in ("v1", "v2"):

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from dspy_observe.errors import ConfigurationError
-from dspy_observe.registry import Conflict
+from dspy_observe.registry import Conflict, StoreUnavailable
 from dspy_observe.registry.records import Decision, Deployment, Mark, Pointer, Score, StoredVersion
 from dspy_observe.registry.stores import open_store
 from dspy_observe.registry.stores.base import Head, Notice, Store
@@ -195,7 +195,10 @@ def test_settings_are_kept_once(store: Store, location: str) -> None:
     other.close()
 
 
-@pytest.mark.parametrize("url", ["mysql://x/y", "sqlite://", "nonsense://", "postgresql://u:secret@h/d", "://"])
+@pytest.mark.parametrize(
+    "url",
+    ["mysql://x/y", "sqlite://", "nonsense://", "postgresql://u:secret@h/d", "mysql://h/d?password=secret", "://"],
+)
 def test_urls_that_name_no_store_are_refused(url: str) -> None:
     """Without the password in the message."""
     with pytest.raises(ConfigurationError) as caught:
@@ -203,9 +206,28 @@ def test_urls_that_name_no_store_are_refused(url: str) -> None:
     assert "secret" not in str(caught.value)
 
 
-def test_password_is_not_part_of_the_location() -> None:
-    """Which stands in messages and logs."""
-    assert "secret" not in open_store("postgresql+psycopg://u:secret@127.0.0.1:1/d").location
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg://u:secret1@127.0.0.1:1/d?sslmode=disable",
+        "postgresql+psycopg://u@127.0.0.1:1/d?sslmode=disable&password=secret1&sslpassword=secret2",
+    ],
+)
+def test_password_is_not_part_of_the_location(url: str) -> None:
+    """Which stands in messages and logs; it is of no matter where in the URL it was given."""
+    store = open_store(url)
+    assert "secret" not in store.location
+    assert "sslmode=disable" in store.location
+    with pytest.raises(StoreUnavailable) as caught:
+        store.names()
+    assert "secret" not in str(caught.value)
+
+
+def test_a_port_that_is_no_number_is_named() -> None:
+    """And what stands in its place is not repeated: it may be a password."""
+    with pytest.raises(ConfigurationError, match="port") as caught:
+        open_store("postgresql+psycopg://u:pw@host:secret/d")
+    assert "secret" not in str(caught.value)
 
 
 def test_newer_database_is_refused_and_an_older_one_brought_up_to_date(tmp_path: Any) -> None:

@@ -771,14 +771,17 @@ def test_47_configuration_diff_is_by_path(registry: SignatureRegistry) -> None:
 def test_credentials_never_reach_the_store(
     registry: SignatureRegistry, tmp_path: Any, open_registry: Callable[..., SignatureRegistry]
 ) -> None:
-    """Neither in configurations, nor metadata, nor reasons, nor decisions; searched for in all that is kept."""
+    """Neither in configurations, nor metadata, nor reasons, nor names and keys; searched for in all that is kept."""
     canary = "sk-" + "CaNaRy42" * 6
     registry.register_version(
         "qa", {"headers": {"Authorization": f"Bearer {canary}"}, "i": f"use key={canary}"}, version="v1",
         metadata={"api_key": canary, "note": f"ran with {canary}", "team": "ml", "approved_by": "alice@example.com"},
     )  # fmt: skip
-    registry.register_version("qa", {"i": 2}, version="v2")
-    registry.deploy_version("qa", "v1", reason=f"because {canary}")
+    registry.register_version("qa", {"i": 2}, version="v2", program_id=f"id {canary}", author=f"bob {canary}")
+    registry.deploy_version("qa", "v1", reason=f"because {canary}", actor=f"alice@example.com {canary}")
+    registry.update_performance_score(
+        "qa", "v1", 0.5, dataset=f"dev {canary}", source=f"ci {canary}", score_id=f"run {canary}"
+    )
     registry.deploy_version("qa", "v2", reason=f"because {canary}")
     registry.rollback("qa", reason=f"because {canary}")
     registry.export_registry(tmp_path / "export.yml")
@@ -786,3 +789,24 @@ def test_credentials_never_reach_the_store(
     kept += "".join(path.read_text("utf-8", "replace") for path in tmp_path.rglob("*") if path.is_file())
     assert "CaNaRy" not in kept
     assert registry.get_version("qa", "v1").metadata["approved_by"] == "alice@example.com"
+    assert registry.get_version("qa", "v2").author == "bob <API_KEY>"
+    history = registry.get_performance_history("qa", dataset=f"dev {canary}")
+    assert [point.dataset for point in history.versions] == ["dev <API_KEY>"]
+
+
+def test_score_ids_that_differ_in_a_credential_only_stay_apart(registry: SignatureRegistry) -> None:
+    """And the same one still counts once."""
+    registry.register_version("qa", {"i": 1}, version="v1")
+    for last in "112":
+        registry.update_performance_score("qa", "v1", 0.5, score_id=f"run sk-{'CaNaRy42' * 6}{last}")
+    ids = [one.score_id for one in registry.scores("qa")]
+    assert len(ids) == len(set(ids)) == 2
+    assert all(one.startswith("run <API_KEY>#") for one in ids)
+
+
+def test_the_actor_named_by_the_environment_is_kept_without_credentials(
+    registry: SignatureRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that is given."""
+    monkeypatch.setenv("DSPY_OBSERVE_ACTOR", "ci sk-" + "CaNaRy42" * 6)
+    assert registry.register_version("qa", {"i": 1}, version="v1").author == "ci <API_KEY>"

@@ -440,11 +440,29 @@ def test_looking_changes_nothing_in_the_registry(tmp_path: Path, world: World) -
         assert not registry.decisions("qa")
 
 
+def test_credentials_in_addresses_are_used_and_not_shown(world: World) -> None:
+    """Neither where all is well nor where nobody answers."""
+
+    def with_password(url: str) -> str:
+        return url.replace("://", "://scraper:EXAMPLEpw99@")
+
+    code, report = world.examine(  # the receiver knows bearer tokens only
+        alertmanager_url=with_password(world.alertmanager.url), prometheus_url=with_password(world.prometheus.url)
+    )
+    assert code == 0, report
+    closed = with_password(f"http://127.0.0.1:{free_port()}")
+    _, away = world.examine(receiver_url=closed, alertmanager_url=closed, prometheus_url=closed)
+    for told in (report, away):
+        assert "EXAMPLEpw99" not in json.dumps(told)
+        assert "127.0.0.1" in json.dumps(told)
+
+
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
         (("--receiver-url", "nowhere"), "no address"),
-        (("--prometheus-url", "ftp://host"), "no address"),
+        (("--prometheus-url", "ftp://u:EXAMPLEpw99@host"), "no address"),
+        (("--alertmanager-url", "ftp://u:EXAMPLEpw99@host"), "no address"),
         (("--wait", "0"), "cannot work"),
         (("--token-file", "missing"), "cannot be read"),
     ],
@@ -454,6 +472,7 @@ def test_options_that_cannot_work_are_refused(tmp_path: Path, arguments: tuple[s
     fill(str(tmp_path / "registry"))
     done = CliRunner().invoke(app, ["doctor", "--registry", str(tmp_path / "registry"), *arguments])
     assert done.exit_code == 2
+    assert "EXAMPLEpw99" not in done.output
     assert word in " ".join(done.output.replace("│", " ").split())
 
 

@@ -408,6 +408,13 @@ def test_deliveries_beyond_what_fits_are_told_to_come_again(
         assert [one.result(30).status_code for one in waiting] == [200, 200]
 
 
+def test_status_shows_where_prometheus_is_without_its_password(receive: Receive) -> None:
+    """To whoever may read the status."""
+    made = receive(prometheus_url="http://scraper:EXAMPLEpw99@127.0.0.1:9/prom?token=EXAMPLEpw99")
+    assert made.get("/api/v1/status").json()["prometheus_url"] == "http://127.0.0.1:9/prom"
+    assert receive().get("/api/v1/status").json()["prometheus_url"] is None
+
+
 @pytest.mark.parametrize("mode", ["approve", "dry-run", "off"])
 def test_mode_of_the_receiver_caps_that_of_the_program(
     receive: Receive, registry: SignatureRegistry, mode: str

@@ -81,6 +81,9 @@ _LISTEN_S: Final = 0.5
 """How long a listener waits before it looks whether it is to stop."""
 _WATCHED_MARKS: Final = frozenset({"rollout"})
 """Marks that serving processes follow as they do pointers."""
+_SECRET_PARAMETERS: Final = ("password", "secret", "_key")
+"""How PostgreSQL's secret parameters end: password, sslpassword, oauth_client_secret, scram_client_key.
+https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS"""
 _KEPT_ALIVE: Final = {
     "keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 30_000,
 }  # fmt: skip
@@ -100,10 +103,10 @@ class SqlStore:
 
     def __init__(self, url: str) -> None:
         try:
-            self._url = make_url(url)
+            self._url = _parsed(url)
             if self._url.drivername not in _KINDS or (self._url.drivername == "sqlite" and not self._url.database):
                 raise ConfigurationError(
-                    "registry_path", f"{self._url.render_as_string()!r} is not supported",
+                    "registry_path", f"{self.location!r} is not supported",
                     "Use sqlite:///file.db or postgresql+psycopg://user@host/name",
                 )  # fmt: skip
             self._engine = _engine(self._url)
@@ -120,8 +123,9 @@ class SqlStore:
 
     @property
     def location(self) -> str:
-        """The URL without its password."""
-        return self._url.render_as_string(hide_password=True)
+        """The URL without its passwords."""
+        secret = [name for name in self._url.query if name.lower().endswith(_SECRET_PARAMETERS)]
+        return self._url.difference_update_query(secret).render_as_string(hide_password=True)
 
     def names(self) -> list[str]:
         """All signatures, sorted."""
@@ -314,6 +318,15 @@ class SqlStore:
             raise StoreUnavailable(f"{self.location}: {what}") from error
         except SQLAlchemyError as error:
             raise StoreUnavailable(f"{self.location}: {error}") from error
+
+
+def _parsed(url: str) -> URL:
+    try:
+        return make_url(url)
+    except ValueError:  # says no more than that it expected a number
+        raise ConfigurationError(
+            "registry_path", "the port behind the host is no number", "Use postgresql+psycopg://user@host:5432/name"
+        ) from None
 
 
 def _engine(url: URL) -> Engine:
