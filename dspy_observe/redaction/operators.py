@@ -26,6 +26,10 @@ class Label:
     template: str | None = None
     """A text with ``{entity}``; ``None`` takes :attr:`Redaction.replacement`."""
 
+    def __post_init__(self) -> None:
+        if self.template is not None:
+            check_template("Label.template", self.template)
+
 
 @dataclass(frozen=True, slots=True)
 class Fixed:
@@ -81,6 +85,7 @@ class KeyedHash:
 Operator = Label | Fixed | Mask | Drop | KeyedHash
 
 _LETTERS: Final = str.maketrans("0123456789abcdef", "abcdefghijklmnop")
+_FIELD: Final = re.compile(r"\{\w{0,64}(?:[!:]\w{0,64})?\}")
 _ENTITY: Final = re.compile(r"[A-Z][A-Z0-9_]{0,63}\Z")
 
 
@@ -124,6 +129,23 @@ def replacer(operator: Operator, entity: str, template: str) -> Callable[[str], 
 
         return keyed
     return lambda _: ""
+
+
+def check_template(field_name: str, template: object) -> None:
+    """Refuse what is no text, and fields of which nothing is known.
+
+    Args:
+        field_name: The option, such as ``Redaction.replacement``.
+        template: What was given for it.
+
+    Raises:
+        RedactionConfigError: It is something else than a text, or has another field than ``{entity}``.
+    """
+    if not isinstance(template, str):
+        raise RedactionConfigError(field_name, f"{template!r} is no text", "Use a text: '<{entity}>'")
+    for found in _FIELD.findall(template):
+        if found != "{entity}":
+            raise RedactionConfigError(field_name, f"there is no field {found}", "Use {entity}, or no field")
 
 
 def valid_entity(name: str) -> bool:

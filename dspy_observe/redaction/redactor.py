@@ -19,7 +19,7 @@ from dspy_observe.redaction.errors import RedactionConfigError
 from dspy_observe.redaction.keynames import KeyNames
 from dspy_observe.redaction.memory import Memory
 from dspy_observe.redaction.operators import Fixed, Label, Mask, replacer
-from dspy_observe.redaction.options import Redaction
+from dspy_observe.redaction.options import Redaction, known_entities
 from dspy_observe.redaction.process import environment_secrets
 from dspy_observe.redaction.scan import Hit, Scanner, cut, entity_of
 from dspy_observe.redaction.shape import Lowered
@@ -298,7 +298,9 @@ def credentials_only(options: Redaction | None = None) -> Redactor:
     Args:
         options: Operators, names and limits to keep; its detectors are replaced. ``None`` takes the defaults.
     """
-    return Redactor(replace(options or Redaction(), detectors=CREDENTIAL_DETECTORS))
+    given, known = options or Redaction(), known_entities(CREDENTIAL_DETECTORS)
+    operators = {entity: operator for entity, operator in given.operators.items() if entity in known}
+    return Redactor(replace(given, detectors=CREDENTIAL_DETECTORS, operators=operators))
 
 
 _default: Redactor | None = None
