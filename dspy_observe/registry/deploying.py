@@ -87,7 +87,7 @@ class DeploymentMethods(RegistryCore):
         def which(txn: Transaction) -> str:
             pointer = versions.existing(txn).pointer(source)
             if pointer is None:
-                raise UnknownVersion(name, f"(deployed in {source})")
+                raise UnknownVersion.nothing_deployed(name, source)
             return pointer.version_hash
 
         return self._deploy(name, which, move, None)

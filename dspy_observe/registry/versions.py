@@ -77,7 +77,7 @@ def resolve(view: View, version: str) -> StoredVersion:
     if found is None and len(version) >= SHORTEST_HASH and not set(version) - set("0123456789abcdef"):
         found = view.by_hash(version)
     if found is None:
-        raise UnknownVersion(view.name, version)
+        raise UnknownVersion(view.name, version, known=(one.version for one in view.versions()))
     return found
 
 
