@@ -27,6 +27,7 @@ from dspy_observe import (
     cli_rollout,
     cli_serve,
 )
+from dspy_observe.cli_tables import AnsweringGroup
 from dspy_observe.errors import ObserveError
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="dspy-observe",
+    cls=AnsweringGroup,
     help="Observe DSPy programs in production.",
     no_args_is_help=True,
     add_completion=False,
@@ -143,4 +145,8 @@ def _show_places(text: str, places: list[tuple[str, int, int, str]]) -> None:
 
 def main() -> None:
     """Entry point of the console script."""
-    app()
+    app(prog_name="dspy-observe")
+
+
+if __name__ == "__main__":
+    main()

@@ -214,7 +214,7 @@ def _record(plan: _Plan, version: str | None) -> Any:
         pointer = view.pointer(plan.environment)
         record = None if pointer is None else view.by_hash(pointer.version_hash)
     if record is None:
-        raise UnknownVersion(plan.name, f"(deployed in {plan.environment})")
+        raise UnknownVersion.nothing_deployed(plan.name, plan.environment)
     return record
 
 

@@ -70,7 +70,9 @@ def _text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError("--options", f"cannot read {file} ({error})", "Name a TOML file") from None
+        raise ConfigurationError(
+            "--options", f"cannot read {file} ({getattr(error, 'strerror', error)})", "Name a TOML file"
+        ) from None
 
 
 def _write(folder: Path, contents: dict[str, str]) -> tuple[list[str], list[str]]:
@@ -156,7 +158,7 @@ def _text_of(path: Path) -> str:
     except FileNotFoundError:
         return ""
     except (OSError, UnicodeDecodeError) as error:
-        raise ObserveError(f"cannot read {path}: {error}") from None
+        raise ObserveError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from None
 
 
 def _verdict(folder: Path, path: Path, faults: Sequence[str]) -> Checked:

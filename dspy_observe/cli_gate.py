@@ -129,7 +129,7 @@ def _baseline_version(store: SignatureRegistry | None, name: str, baseline: str,
         return store.get_version(name, baseline, environment=environment).version
     running = store.pointer(name, environment=environment)
     if running is None:
-        raise UnknownVersion(name, f"(deployed in {environment})")
+        raise UnknownVersion.nothing_deployed(name, environment)
     return running.version
 
 

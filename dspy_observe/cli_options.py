@@ -26,7 +26,12 @@ __all__ = [
 ]
 
 Location = Annotated[
-    str | None, typer.Option("--registry", envvar="DSPY_OBSERVE_REGISTRY", help="Folder or URL.", show_default=False)
+    str | None,
+    typer.Option(
+        "--registry",
+        help="Folder or URL; else DSPY_OBSERVE_REGISTRY_PATH, else DSPY_OBSERVE_REGISTRY, else ./dspy_registry.",
+        show_default=False,
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Answer with JSON.")]
 Environment = Annotated[str, typer.Option("--environment", "-e", help="Which environment.")]
@@ -54,6 +59,9 @@ def opened(location: str | None, *, new: bool = False) -> Iterator[SignatureRegi
     config = RegistryConfig() if location is None else RegistryConfig(registry_path=location)
     place = config.registry_path.removeprefix("sqlite:///").partition("?")[0]
     if not new and "://" not in place and place not in ("", ":memory:") and not Path(place).exists():
-        raise StoreUnavailable(f"there is no registry at {config.registry_path}")
+        raise StoreUnavailable(
+            f"there is no registry at {config.registry_path}; name it by --registry or DSPY_OBSERVE_REGISTRY; "
+            "a first register_program() makes one"
+        )
     with SignatureRegistry(config) as registry:
         yield registry

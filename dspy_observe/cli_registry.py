@@ -21,7 +21,8 @@ app = typer.Typer(
     help="""Versions of programs, their scores and deployments.
 
     The registry is --registry, a folder or URL (sqlite:///file.db, postgresql+psycopg://user@host/name); else the
-    variable DSPY_OBSERVE_REGISTRY; else ./dspy_registry. Exit codes: 0 done, 1 refused with the reason, 2 wrong usage.
+    variable DSPY_OBSERVE_REGISTRY_PATH; else DSPY_OBSERVE_REGISTRY; else ./dspy_registry. Programs read the same.
+    Exit codes: 0 done, 1 refused with the reason, 2 wrong usage.
 
     Example: dspy-observe registry status --registry sqlite:///registry.db
     """,
@@ -99,7 +100,7 @@ def show(
         if version is None:
             running = store.pointer(name, environment=environment)
             if running is None:
-                raise UnknownVersion(name, f"(deployed in {environment})")
+                raise UnknownVersion.nothing_deployed(name, environment)
             version = running.version
         found = store.get_version(name, version, environment=environment).to_dict()
     if as_json:
@@ -127,7 +128,7 @@ def diff(
         if old is None:
             running = store.pointer(name, environment=environment)
             if running is None:
-                raise UnknownVersion(name, f"(deployed in {environment})")
+                raise UnknownVersion.nothing_deployed(name, environment)
             old = running.version
         found = store.compare_versions(name, new, old, environment=environment)
     if as_json:

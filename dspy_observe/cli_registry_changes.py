@@ -20,7 +20,7 @@ from dspy_observe.cli_options import (
     VersionName,
     opened,
 )
-from dspy_observe.cli_tables import answer_json, refuse, refusing, say, table
+from dspy_observe.cli_tables import answer_json, counted, refuse, refusing, say, table
 from dspy_observe.registry import RegistryManager
 from dspy_observe.registry.baselines import prospects
 
@@ -179,7 +179,7 @@ def export(
     if as_json:
         answer_json({"file": str(file), "signatures": signatures})
     else:
-        say(f"{len(signatures)} signatures are in {file}")
+        say(f"{counted(len(signatures), 'signature')} written to {file}")
 
 
 @app.command("import")
@@ -200,7 +200,8 @@ def import_(
         answer_json(done.to_dict())
         return
     would = "would be added" if dry_run else "added"
-    say(f"{len(done.added)} versions and {done.scores} scores {would}; {done.present} versions were here")
+    new = f"{counted(len(done.added), 'version')} and {counted(done.scores, 'score')}"
+    say(f"{new} {would}; here before: {counted(done.present, 'version')}")
     say(*done.added, *(f"Note: {conflict}" for conflict in done.conflicts))
 
 
@@ -223,4 +224,5 @@ def cleanup(
         return
     if done.removed:
         table(("signature", "would be removed" if dry_run else "removed"), done.removed.items())
-    say(f"{done.cleaned_versions} versions of {done.cleaned_signatures} signatures")
+    gone = f"{counted(done.cleaned_versions, 'version')} of {counted(done.cleaned_signatures, 'signature')}"
+    say(f"{gone} {'would be removed' if dry_run else 'removed'}" if done.removed else "nothing to remove")

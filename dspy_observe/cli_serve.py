@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -70,15 +72,19 @@ def serve(
     if not host or not port.isdecimal():
         raise ConfigurationError("--listen", f"{listen!r} is no host and port", "Use 127.0.0.1:9095")
     token = None if insecure or token_file is not None else os.environ.get(TOKEN_VARIABLE)
-    options = ReceiverOptions(
-        host=host, port=int(port), token_file=token_file, token=token, insecure=insecure, max_body_bytes=max_body,
-        mode=mode, prometheus_url=prometheus_url, fresh_window_s=fresh_window,
-        limits=Limits(
-            cooldown_s=cooldown, max_rollbacks_per_hour=max_rollbacks_per_hour, max_alert_age_s=max_alert_age,
-            unconfirmed=unconfirmed,
-        ),
-        tls_cert=tls_cert, tls_key=tls_key, tls_client_ca=tls_client_ca,
-    )  # fmt: skip
+    if token_file is None and not token and not insecure:
+        fix = f"Give --token-file, set {TOKEN_VARIABLE}, or give --insecure on a loopback address"
+        raise ConfigurationError("--token-file", "no bearer token is given", fix)
+    with _flags():
+        options = ReceiverOptions(
+            host=host, port=int(port), token_file=token_file, token=token, insecure=insecure, max_body_bytes=max_body,
+            mode=mode, prometheus_url=prometheus_url, fresh_window_s=fresh_window,
+            limits=Limits(
+                cooldown_s=cooldown, max_rollbacks_per_hour=max_rollbacks_per_hour, max_alert_age_s=max_alert_age,
+                unconfirmed=unconfirmed,
+            ),
+            tls_cert=tls_cert, tls_key=tls_key, tls_client_ca=tls_client_ca,
+        )  # fmt: skip
     with opened(registry) as store:
 
         def listening(url: str) -> None:
@@ -88,4 +94,15 @@ def serve(
             else:
                 typer.echo(f"listening on {url}, alerts at {url}{ALERTS_PATH}, registry {store.location}, mode {mode}")
 
-        run(store, options, listening=listening)
+        with _flags():
+            run(store, options, listening=listening)
+
+
+@contextmanager
+def _flags() -> Iterator[None]:
+    """Name the option of the command line where an error names a field: ``Limits.cooldown_s`` is ``--cooldown``."""
+    try:
+        yield
+    except ConfigurationError as error:
+        field = error.field.removeprefix("Limits.").removesuffix("_s").removesuffix("_bytes")
+        raise ConfigurationError(f"--{field.replace('_', '-')}", error.problem, error.fix) from None

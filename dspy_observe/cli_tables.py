@@ -7,18 +7,42 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
-from typing import Any, NoReturn, ParamSpec
+from typing import Any, Final, NoReturn, ParamSpec
 
 import typer
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
+from typer.core import TyperGroup
 
 from dspy_observe.errors import ConfigurationError, ObserveError
 
-__all__ = ["answer_json", "details", "refuse", "refusing", "say", "table"]
+__all__ = ["AnsweringGroup", "answer_json", "counted", "details", "refuse", "refusing", "say", "table"]
 
 P = ParamSpec("P")
+_AS_JSON: Final = "dspy_observe.as_json"
+
+
+# Newer releases of Typer have a copy of Click, so that Click's own class is another one there.
+_UsageError: type[Any] = typer.BadParameter.__mro__[1]
+
+
+class AnsweringGroup(TyperGroup):
+    """Verbs that tell wrong usage, too, as an object where ``--json`` is given."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Remember whether the caller reads JSON."""
+        ctx.meta[_AS_JSON] = "--json" in args
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb."""
+        try:
+            return super().invoke(ctx)
+        except _UsageError as error:
+            if ctx.meta[_AS_JSON]:
+                answer_json({"error": type(error).__name__, "message": error.format_message()})
+            raise
 
 
 def answer_json(value: Any) -> None:
@@ -30,6 +54,11 @@ def say(*lines: str) -> None:
     """Print plain lines on standard output, without control characters that others may have stored."""
     for line in lines:
         typer.echo(_clean(line))
+
+
+def counted(count: int, noun: str) -> str:
+    """A number of things, in words: ``1 version``, ``2 versions``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

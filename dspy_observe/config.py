@@ -14,6 +14,8 @@ import re
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self, TypeVar, cast
 
@@ -266,7 +268,7 @@ def configure(
                 return running
             running.close()
         for variable in unknown_variables("METRICS", "TRACING", "LOGS", "REDACTION", "COST"):
-            _logger.warning("dspy_observe: %s is set, but there is no such option", variable)
+            _logger.warning("dspy_observe: %s is set, but %s", variable, _why_unread(variable))
         observer = _build(*arguments)
         _running[:] = [(arguments, observer)]
         return observer
@@ -294,9 +296,7 @@ def _check(arguments: tuple[Any, ...]) -> None:
                 name, f"{given} is not {kind.__name__}", f"Pass {kind.__name__}(...), or False to leave it out"
             )
     if registry is not None and not callable(getattr(registry, "subscribe", None)):
-        raise ConfigurationError(
-            "registry", f"{type(registry).__name__} has no subscribe()", "Pass a registry, or leave it out"
-        )
+        raise ConfigurationError("registry", f"{type(registry).__name__} has no subscribe()", _registry_fix(registry))
     for callback in extra:
         if isinstance(callback, Reader):
             continue
@@ -314,6 +314,19 @@ _ROOMS: tuple[tuple[str, type[Any]], ...] = (
     ("redaction", Redaction),
     ("cost", Cost),
 )
+
+
+def _registry_fix(given: object) -> str:
+    if isinstance(given, str | Path):
+        return f"Pass SignatureRegistry({redact(repr(str(given)))})"
+    return "Pass a registry, or leave it out"
+
+
+def _why_unread(variable: str) -> str:
+    room, _, name = variable.removeprefix("DSPY_OBSERVE_").lower().partition("_")
+    if name in {one.name for one in fields(dict(_ROOMS)[room])}:
+        return f"no text can say {name}: set it in code"
+    return "there is no such option"
 
 
 def _build(

@@ -12,7 +12,17 @@ from typing import TypeVar
 
 from dspy_observe.errors import ConfigurationError
 
-__all__ = ["check_bool", "env_default", "parse_bool", "parse_floats", "unknown_variables", "variables"]
+__all__ = [
+    "at_least",
+    "check_bool",
+    "env_default",
+    "one_of",
+    "parse_bool",
+    "parse_floats",
+    "parse_names",
+    "unknown_variables",
+    "variables",
+]
 
 T = TypeVar("T")
 
@@ -63,6 +73,42 @@ def unknown_variables(*rooms: str) -> list[str]:
     """
     prefixes = tuple(f"DSPY_OBSERVE_{room}_" for room in rooms)
     return sorted(name for name in os.environ if name.startswith(prefixes) and name not in _read)
+
+
+def parse_names(text: str) -> frozenset[str]:
+    """Read a comma-separated list of names, such as ``"badge,plate"``.
+
+    Raises:
+        ValueError: A part is empty.
+    """
+    names = frozenset(part.strip() for part in text.split(","))
+    if "" in names:
+        raise ValueError("a name is empty")
+    return names
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """A reader of whole numbers that refuses smaller ones, so that the error names the variable."""
+
+    def parse(text: str) -> int:
+        number = int(text)
+        if number < least:
+            raise ValueError(f"below {least}")
+        return number
+
+    return parse
+
+
+def one_of(*words: T) -> Callable[[str], T]:
+    """A reader of one word, in any case, that refuses all but these, so that the error names the variable."""
+
+    def parse(text: str) -> T:
+        for word in words:
+            if word == text.strip().lower():
+                return word
+        raise ValueError(f"expected one of {', '.join(map(str, words))}")
+
+    return parse
 
 
 def parse_floats(text: str) -> tuple[float, ...]:

@@ -19,7 +19,7 @@ import os
 import threading
 import weakref
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -42,7 +42,7 @@ from dspy_observe.conventions import (
     UNKNOWN_LABEL,
     MetricSpec,
 )
-from dspy_observe.environment import env_default, parse_floats
+from dspy_observe.environment import at_least, env_default, parse_floats
 from dspy_observe.errors import ConfigurationError
 from dspy_observe.redaction import redact_given_name, redact_name
 
@@ -74,8 +74,11 @@ _HIGHEST_PORT: Final = 65_535
 _DEFAULT_BUCKETS_S: Final[tuple[float, ...]] = LATENCY_BUCKETS_S
 
 
-def _optional_int(text: str) -> int | None:
-    return int(text)
+def _port(text: str) -> int | None:
+    port = int(text)
+    if not 0 <= port <= _HIGHEST_PORT:
+        raise ValueError("no TCP port; use 0 to 65535")
+    return port
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +89,7 @@ class Metrics:
         ConfigurationError: A field has a value that cannot work.
     """
 
-    port: int | None = field(default_factory=env_default("DSPY_OBSERVE_METRICS_PORT", None, _optional_int))
+    port: int | None = field(default_factory=env_default("DSPY_OBSERVE_METRICS_PORT", None, _port))
     """TCP port of a metrics endpoint of ours, 1 to 65535, or 0 for any free one; ``None`` opens none."""
     host: str = field(default_factory=env_default("DSPY_OBSERVE_METRICS_HOST", "127.0.0.1", str))
     """Address of that endpoint. The default is reachable from this machine only; a scraper outside needs
@@ -98,7 +101,7 @@ class Metrics:
     )
     """Upper bounds of the duration histograms in seconds, rising."""
     max_label_values: int = field(
-        default_factory=env_default("DSPY_OBSERVE_METRICS_MAX_LABEL_VALUES", MAX_LABEL_VALUES, int)
+        default_factory=env_default("DSPY_OBSERVE_METRICS_MAX_LABEL_VALUES", MAX_LABEL_VALUES, at_least(1))
     )
     """Distinct values of one label, at least 1; further ones are booked as ``other``."""
 
@@ -112,19 +115,29 @@ class Metrics:
             raise ConfigurationError(
                 "Metrics.collector_registry", f"{kind} is no registry", "Pass a prometheus_client.CollectorRegistry"
             )
-        bounds = self.latency_buckets_s
-        try:
-            rising = bool(bounds) and all(left < right for left, right in pairwise(bounds))
-        except TypeError:
-            rising = False
-        if not rising or not all(isinstance(bound, int | float) and bound > 0 for bound in bounds):
-            raise ConfigurationError(
-                "Metrics.latency_buckets_s", f"{bounds!r} does not rise", "Give rising positive numbers of seconds"
-            )
+        _check_bounds(self.latency_buckets_s)
         if type(self.max_label_values) is not int or self.max_label_values < 1:
+            problem = "is below 1" if type(self.max_label_values) is int else "is no whole number"
             raise ConfigurationError(
-                "Metrics.max_label_values", f"{self.max_label_values!r} is below 1", "Use 1 or more; 100 is the default"
+                "Metrics.max_label_values", f"{self.max_label_values!r} {problem}", "Use 1 or more; 100 is the default"
             )
+
+
+def _check_bounds(bounds: object) -> None:
+    numbers = isinstance(bounds, Sequence) and all(isinstance(bound, int | float) for bound in bounds)
+    if not isinstance(bounds, Sequence) or not numbers:
+        problem = "is no list of numbers"
+    elif not bounds:
+        problem = "is empty"
+    elif not all(bound > 0 for bound in bounds):
+        problem = "is not all above 0"
+    elif not all(left < right for left, right in pairwise(bounds)):
+        problem = "does not rise"
+    else:
+        return
+    raise ConfigurationError(
+        "Metrics.latency_buckets_s", f"{bounds!r} {problem}", "Give rising positive numbers of seconds"
+    )
 
 
 def multiprocess() -> bool:
@@ -374,9 +387,10 @@ def serve(options: Metrics) -> Endpoint:
         if error.errno == errno.EADDRINUSE and multiprocess():
             _logger.info("dspy_observe: port %s is taken, another worker serves the metrics of all", options.port)
             return Endpoint(None, lambda: None)
-        raise ConfigurationError(
-            "Metrics.port", f"cannot listen on {options.host}:{options.port} ({error.strerror})", "Choose another port"
-        ) from error
+        taken = error.errno in (errno.EADDRINUSE, errno.EACCES)
+        field_name, fix = ("Metrics.port", "Choose another port") if taken else ("Metrics.host", "Name an address here")
+        what = f"cannot listen on {options.host}:{options.port} ({error.strerror})"
+        raise ConfigurationError(field_name, what, fix) from error
 
     def stop() -> None:
         server.shutdown()

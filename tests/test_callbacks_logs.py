@@ -397,3 +397,10 @@ def test_a_raising_logger_costs_its_lines_only(monkeypatch: pytest.MonkeyPatch) 
     assert callback.flush(20)
     assert records[-1].outcome == "ok"
     assert safety.counts()["logs.emit"] == before + 2
+
+
+def test_a_level_is_read_in_any_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the standard library writes it, and as an argument or a variable."""
+    assert Logs(level="INFO").level == "info"
+    monkeypatch.setenv("DSPY_OBSERVE_LOGS_LEVEL", "WARNING")
+    assert Logs().level == "warning"

@@ -50,6 +50,28 @@ def test_the_console_script_runs() -> None:
     assert done.stdout == "first line\nmail <EMAIL>, card <CARD>\n"
 
 
+@pytest.mark.parametrize("module", ["dspy_observe", "dspy_observe.cli"])
+def test_the_package_runs_as_a_module(module: str) -> None:
+    """Where the script is not on the path; a refusal has its exit code, too."""
+    command = [sys.executable, "-m", module]
+    done = subprocess.run([*command, "redact"], input=TEXT, capture_output=True, text=True, check=True)
+    assert done.stdout == "first line\nmail <EMAIL>, card <CARD>\n"
+    assert subprocess.run([*command, "redact", "no-such-file"], capture_output=True, check=False).returncode == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("redact", "--drop", "EMIAL"), ("redact", "--nope"), ("registry", "deploy", "clf"), ("registry", "nope")],
+)
+def test_wrong_usage_is_an_object_too_where_json_is_asked_for(arguments: tuple[str, ...]) -> None:
+    """Standard output holds the reason for programs, standard error the one for people."""
+    done = call(*arguments, "--json", stdin=TEXT)
+    assert done.exit_code == 2
+    assert set(json.loads(done.stdout)) == {"error", "message"}
+    assert "Usage: dspy-observe" in done.stderr or "Usage: root" in done.stderr
+    assert call(*arguments, stdin=TEXT).stdout == ""
+
+
 def test_a_file_is_redacted_as_it_stands(tmp_path: Path) -> None:
     """Line ends included; the file is not touched."""
     file = tmp_path / "prompt.txt"
@@ -93,6 +115,8 @@ def test_findings_as_json_and_as_a_table() -> None:
         (("--fixed", "EMAIL"), "ENTITY=TEXT"),
         (("--fixed", "EMAIL="), "ENTITY=TEXT"),
         (("--replacement", ""), "replacement"),
+        (("--replacement", "{nope}"), "no field {nope}"),
+        (("--drop", "EMIAL"), "no detector finds EMIAL. Use one of API_KEY"),
         (("--no-such-option",), "no-such-option"),
     ],
 )

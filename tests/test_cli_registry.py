@@ -255,6 +255,7 @@ def test_a_mistyped_place_makes_no_registry(tmp_path: Path, monkeypatch: pytest.
         done = call(location, "list")
         assert done.exit_code == 1
         assert "there is no registry at" in done.stderr
+        assert "name it by --registry or DSPY_OBSERVE_REGISTRY; a first register_program() makes one" in done.stderr
     assert list(tmp_path.iterdir()) == []
     assert call("oracle://host/name", "list").exit_code == 2
 
@@ -262,7 +263,7 @@ def test_a_mistyped_place_makes_no_registry(tmp_path: Path, monkeypatch: pytest.
 def test_the_place_comes_from_the_environment_or_is_the_usual_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An option wins over DSPY_OBSERVE_REGISTRY, which wins over ./dspy_registry."""
+    """An option wins over the variables, which win over ./dspy_registry; programs find the same one."""
     monkeypatch.chdir(tmp_path)
     for folder in ("dspy_registry", "named", "given"):
         with SignatureRegistry(folder) as registry:
@@ -271,6 +272,15 @@ def test_the_place_comes_from_the_environment_or_is_the_usual_folder(
     monkeypatch.setenv("DSPY_OBSERVE_REGISTRY", "named")
     assert json.loads(call(None, "list", "--json").stdout)[0]["signature_name"] == "named"
     assert json.loads(call("given", "list", "--json").stdout)[0]["signature_name"] == "given"
+    with SignatureRegistry() as registry:
+        assert registry.list_signatures() == ["named"]
+    monkeypatch.setenv("DSPY_OBSERVE_REGISTRY_PATH", "given")
+    done = call(None, "list", "--json")
+    assert done.exit_code == 2
+    assert "name two registries" in json.loads(done.stdout)["message"]
+    assert json.loads(call("named", "list", "--json").stdout)[0]["signature_name"] == "named"
+    monkeypatch.delenv("DSPY_OBSERVE_REGISTRY")
+    assert json.loads(call(None, "list", "--json").stdout)[0]["signature_name"] == "given"
 
 
 def test_one_damaged_file_does_not_hide_the_others(tmp_path: Path) -> None:
@@ -316,3 +326,42 @@ def test_reading_verbs_never_import_dspy(place: str, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code, place], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "+Answer in one word." in done.stdout
+
+
+def test_refusals_say_what_to_do_next(place: str) -> None:
+    """Names that are written alike, where to look, and that nothing is deployed."""
+    told = {
+        ("show", "nope"): "no signature 'nope' in the registry; `dspy-observe registry list` shows what it holds",
+        ("show", "clf", "v11"): "signature 'clf' has no version 'v11'; did you mean 'v1'?",
+        (
+            "show",
+            "clf",
+            "best",
+        ): "signature 'clf' has no version 'best'; `dspy-observe registry list clf` shows its versions",
+        ("show", "clf", "-e", "qa"): "nothing of 'clf' is deployed in qa; deploy a version first",
+        ("diff", "clf", "v0", "-e", "qa"): "nothing of 'clf' is deployed in qa; deploy a version first",
+        ("deploy", "clf", "--from", "qa"): "nothing of 'clf' is deployed in qa; deploy a version first",
+        ("import", "nope.yml"): "cannot read nope.yml: No such file or directory",
+    }
+    for arguments, words in told.items():
+        done = call(place, *arguments)
+        assert done.exit_code == 1
+        assert words in done.stderr
+        assert "(nope.yml)" not in done.stderr
+
+
+def test_numbers_of_things_read_as_sentences(place: str, tmp_path: Path) -> None:
+    """One is not said in the plural, and each number has its verb."""
+    file = tmp_path / "all.yml"
+    assert call(place, "export", str(file)).stdout == f"1 signature written to {file}\n"
+    assert "0 versions and 0 scores added; here before: 3 versions" in call(place, "import", str(file)).stdout
+    assert call(place, "cleanup").stdout == "nothing to remove\n"
+    assert "1 version of 1 signature would be removed" in call(place, "cleanup", "--keep", "1", "--dry-run").stdout
+    assert "1 version of 1 signature removed" in call(place, "cleanup", "--keep", "1").stdout
+
+
+def test_plan_for_what_runs_already_is_to_do_nothing(place: str) -> None:
+    """It does not advise to deploy it."""
+    advice = answer(place, "plan", "clf", "v1")["recommendations"]
+    assert advice[0] == "Nothing to do."
+    assert not any("Deploy it" in one for one in advice)

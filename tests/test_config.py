@@ -500,7 +500,18 @@ def test_a_misspelled_variable_is_said_at_the_start(
     """Otherwise somebody believes for months that content is captured."""
     monkeypatch.setenv("DSPY_OBSERVE_TRACING_CAPTURE_CONTENTS", "redacted")
     dspy_observe.configure(metrics=False).close()
-    assert "DSPY_OBSERVE_TRACING_CAPTURE_CONTENTS" in caplog.text
+    assert "DSPY_OBSERVE_TRACING_CAPTURE_CONTENTS is set, but there is no such option" in caplog.text
+
+
+@pytest.mark.parametrize("variable", ["DSPY_OBSERVE_COST_PRICE", "DSPY_OBSERVE_REDACTION_DETECTORS"])
+def test_a_variable_for_what_no_text_can_say_points_to_the_code(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, variable: str
+) -> None:
+    """The option exists, so that it is not called misspelled."""
+    monkeypatch.setenv(variable, "x")
+    dspy_observe.configure(metrics=False).close()
+    assert f"{variable} is set, but no text can say" in caplog.text
+    assert "set it in code" in caplog.text
 
 
 @pytest.mark.parametrize("endpoint", ["not an address", "collector:4318", "http://", "http://host:port"])

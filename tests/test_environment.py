@@ -6,7 +6,16 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from dspy_observe.environment import check_bool, env_default, parse_bool, parse_floats, unknown_variables
+from dspy_observe.environment import (
+    at_least,
+    check_bool,
+    env_default,
+    one_of,
+    parse_bool,
+    parse_floats,
+    parse_names,
+    unknown_variables,
+)
 from dspy_observe.errors import ConfigurationError
 
 VARIABLE = "DSPY_OBSERVE_TEST_FIELD"
@@ -86,3 +95,24 @@ def test_a_misspelled_variable_is_found(monkeypatch: pytest.MonkeyPatch) -> None
     for name in ("DSPY_OBSERVE_TEST_FEILD", VARIABLE, "DSPY_OBSERVE_OTHER_FIELD"):
         monkeypatch.setenv(name, "1")
     assert unknown_variables("TEST") == ["DSPY_OBSERVE_TEST_FEILD"]
+
+
+def test_lists_of_names() -> None:
+    """Blanks around the commas are allowed, empty names are not."""
+    assert parse_names("badge, plate") == {"badge", "plate"}
+    with pytest.raises(ValueError, match="empty"):
+        parse_names("badge,,plate")
+
+
+def test_numbers_with_a_least_value() -> None:
+    """A smaller one is refused where the variable is known."""
+    assert at_least(1)("7") == 7
+    with pytest.raises(ValueError, match="below 1"):
+        at_least(1)("0")
+
+
+def test_words_out_of_a_list() -> None:
+    """In any case; another word is refused with the list."""
+    assert one_of("info", "error")(" INFO ") == "info"
+    with pytest.raises(ValueError, match="expected one of info, error"):
+        one_of("info", "error")("loud")

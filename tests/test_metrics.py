@@ -234,6 +234,14 @@ def test_an_address_that_is_not_ours_is_a_configuration_error(registry: Collecto
         serve(Metrics(port=0, host="192.0.2.1", collector_registry=registry))
 
 
+def test_a_host_that_cannot_be_listened_on_is_blamed_itself(registry: CollectorRegistry) -> None:
+    """Another port would not help."""
+    for host in ("192.0.2.1", "nope.invalid"):
+        with pytest.raises(ConfigurationError) as caught:
+            serve(Metrics(port=0, host=host, collector_registry=registry))
+        assert caught.value.field == "Metrics.host"
+
+
 # --- several processes -----------------------------------------------------------------------------------------------
 
 WORKERS = '''

@@ -12,9 +12,12 @@ from dspy_observe.redaction import (
     CREDENTIAL_DETECTORS,
     DEFAULT_DETECTORS,
     Detector,
+    Drop,
+    Label,
     Redaction,
     RedactionConfigError,
     Redactor,
+    credentials_only,
     validators,
 )
 from dspy_observe.redaction.keynames import DEFAULT_ALLOW, DEFAULT_DENY_KEYS, KeyNames
@@ -244,13 +247,16 @@ def test_any_function_from_text_to_spans_is_a_detector() -> None:
         lambda: Redaction(deny_keys="password"),  # type: ignore[arg-type]
         lambda: Redaction(ip_scope="none"),  # type: ignore[arg-type]
         lambda: Redaction(operators={"EMAIL": "mask"}),  # type: ignore[dict-item]
+        lambda: Redaction(operators={"EMIAL": Drop()}),
+        lambda: Redaction(replacement="<{nope}>"),
+        lambda: Redaction(operators={"EMAIL": Label("<{0}>")}),
         lambda: Redaction(detectors=(1,)),  # type: ignore[arg-type]
         lambda: Redactor(Redaction(replacement="me@example.com")),
     ],
 )
 def test_bad_options_say_which_field_and_what_to_write(make: object) -> None:
     """The error is a ValueError with the field's name in front."""
-    with pytest.raises(RedactionConfigError, match=r"^(Detector|Redaction|Redactor)\.\w+: .+\. .+"):
+    with pytest.raises(RedactionConfigError, match=r"^(Detector|Label|Redaction|Redactor)\.\w+: .+\. .+"):
         make()  # type: ignore[operator]
 
 
@@ -283,3 +289,34 @@ def test_a_gate_is_given_in_any_case() -> None:
     redactor = Redactor(Redaction(detectors=(badge,), known_secrets=False))
     assert redactor.redact_text("badge AB-123456") == "badge <BADGE>"
     assert badge.gate == ("ab-",)
+
+
+def test_an_entity_that_nothing_finds_is_refused_with_those_that_are_found() -> None:
+    """Names of own detectors and of own functions count, and what is found without a detector."""
+
+    def person(text: str) -> list[tuple[int, int]]:
+        return []
+
+    badge = Detector("BADGE", pattern="[A-Z]{2}-[0-9]{6}")
+    entities = ("BADGE", "PERSON", "EMAIL", "SECRET", "KNOWN_SECRET")
+    Redaction(detectors=(*DEFAULT_DETECTORS, badge, person), operators={entity: Drop() for entity in entities})
+    for detectors, entity in ((DEFAULT_DETECTORS, "BADGE"), ((badge, person), "EMAIL")):
+        with pytest.raises(RedactionConfigError, match=f"no detector finds {entity}. Use one of .*KNOWN_SECRET"):
+            Redaction(detectors=detectors, operators={entity: Drop()})
+
+
+def test_credentials_only_takes_the_operators_of_any_options() -> None:
+    """Those for personal data have nothing to do there; the others work."""
+    redactor = credentials_only(Redaction(operators={"EMAIL": Drop(), "JWT": Drop()}, known_secrets=False))
+    assert set(redactor.options.operators) == {"JWT"}
+    assert redactor.redact_text("mail a@b.example") == "mail a@b.example"
+
+
+def test_names_from_the_environment_add_to_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A deployment that names one more secret does not lose the others; an argument replaces all."""
+    monkeypatch.setenv("DSPY_OBSERVE_REDACTION_DENY_KEYS", "badge, plate")
+    monkeypatch.setenv("DSPY_OBSERVE_REDACTION_ALLOW", "our_token")
+    assert Redaction().deny_keys == DEFAULT_DENY_KEYS | {"badge", "plate"}
+    assert Redaction().allow == DEFAULT_ALLOW | {"our_token"}
+    assert Redactor().redact({"badge": "Ada", "our_token": "x y z"})[0] == {"badge": "<SECRET>", "our_token": "x y z"}
+    assert Redaction(deny_keys={"mine"}).deny_keys == {"mine"}  # type: ignore[arg-type]

@@ -86,7 +86,7 @@ ORDER: list[tuple[str, dict[str, Any]]] = [
     ("nothing to roll back", {"target": None}),
     ("approval", {"mode": "approve"}),
 ]
-"""DESIGN's order; each with what makes its rule answer."""
+"""The order in which the rules answer; each with what makes its rule answer."""
 
 
 @pytest.mark.parametrize("first", range(len(ORDER)))

@@ -31,10 +31,8 @@ class Label:
     """A text with ``{entity}``; ``None`` takes :attr:`Redaction.replacement`."""
 
     def __post_init__(self) -> None:
-        if self.template is not None and (not isinstance(self.template, str) or not self.template.strip()):
-            raise RedactionConfigError(
-                "Label.template", f"{self.template!r} is empty or no text", "Use a text such as '[{entity}]', or None"
-            )
+        if self.template is not None:
+            check_template("Label.template", self.template)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +103,7 @@ class KeyedHash:
 Operator = Label | Fixed | Mask | Drop | KeyedHash
 
 _LETTERS: Final = str.maketrans("0123456789abcdef", "abcdefghijklmnop")
+_FIELD: Final = re.compile(r"\{\w{0,64}(?:[!:]\w{0,64})?\}")
 _ENTITY: Final = re.compile(r"[A-Z][A-Z0-9_]{0,63}\Z")
 
 
@@ -148,6 +147,25 @@ def replacer(operator: Operator, entity: str, template: str) -> Callable[[str], 
 
         return keyed
     return lambda _: ""
+
+
+def check_template(field_name: str, template: object) -> None:
+    """Refuse what is empty or no text, and fields of which nothing is known.
+
+    Args:
+        field_name: The option, such as ``Redaction.replacement``.
+        template: What was given for it.
+
+    Raises:
+        RedactionConfigError: It is empty, something else than a text, or has another field than ``{entity}``.
+    """
+    if not isinstance(template, str):
+        raise RedactionConfigError(field_name, f"{template!r} is no text", "Use a text: '<{entity}>'")
+    if not template.strip():
+        raise RedactionConfigError(field_name, "it is empty", "Use a text such as '<{entity}>', or Drop()")
+    for found in _FIELD.findall(template):
+        if found != "{entity}":
+            raise RedactionConfigError(field_name, f"there is no field {found}", "Use {entity}, or no field")
 
 
 def valid_entity(name: object) -> bool:

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, get_args
 
-from dspy_observe.environment import env_default, parse_bool
+from dspy_observe.environment import at_least, env_default, one_of, parse_bool, parse_names
 from dspy_observe.redaction.detectors import DEFAULT_DETECTORS, Detector, Finder
 from dspy_observe.redaction.errors import RedactionConfigError
 from dspy_observe.redaction.keynames import DEFAULT_ALLOW, DEFAULT_DENY_KEYS
-from dspy_observe.redaction.operators import Drop, Fixed, KeyedHash, Label, Mask, Operator, valid_entity
+from dspy_observe.redaction.operators import Drop, Fixed, KeyedHash, Label, Mask, Operator, check_template, valid_entity
+from dspy_observe.redaction.scan import entity_of
 from dspy_observe.redaction.validators import IpScope
 
 __all__ = ["Redaction"]
@@ -19,11 +20,7 @@ _MIN_CHARS: Final = 256
 
 
 def _number(text: str) -> int | None:
-    return int(text)
-
-
-def _scope(text: str) -> IpScope:
-    return text  # type: ignore[return-value]  # checked with all other fields
+    return at_least(_MIN_CHARS)(text)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,12 +37,24 @@ class Redaction:
     replacement: str = field(default_factory=env_default("DSPY_OBSERVE_REDACTION_REPLACEMENT", "<{entity}>", str))
     """What replaces a value unless ``operators`` says otherwise; ``{entity}`` becomes its name."""
     operators: Mapping[str, Operator] = field(default_factory=dict)
-    """By entity name: :class:`Label`, :class:`Fixed`, :class:`Mask`, :class:`Drop` or :class:`KeyedHash`."""
-    deny_keys: frozenset[str] = DEFAULT_DENY_KEYS
-    """Names, in any spelling, under which a value is dropped whole; a name matches when it ends in one of them."""
-    allow: frozenset[str] = DEFAULT_ALLOW
-    """Names that stay although ``deny_keys`` matches them, such as ``prompt_tokens``."""
-    scan_limit_chars: int = field(default_factory=env_default("DSPY_OBSERVE_REDACTION_SCAN_LIMIT_CHARS", 65_536, int))
+    """By the name of an entity that ``detectors`` find, or ``KNOWN_SECRET``, or ``SECRET``: :class:`Label`,
+    :class:`Fixed`, :class:`Mask`, :class:`Drop` or :class:`KeyedHash`."""
+    deny_keys: frozenset[str] = field(
+        default_factory=env_default(
+            "DSPY_OBSERVE_REDACTION_DENY_KEYS", DEFAULT_DENY_KEYS, lambda text: DEFAULT_DENY_KEYS | parse_names(text)
+        )
+    )
+    """Names, in any spelling, under which a value is dropped whole; a name matches when it ends in one of them. The
+    variable, ``a,b``, adds to the defaults; an argument replaces both."""
+    allow: frozenset[str] = field(
+        default_factory=env_default(
+            "DSPY_OBSERVE_REDACTION_ALLOW", DEFAULT_ALLOW, lambda text: DEFAULT_ALLOW | parse_names(text)
+        )
+    )
+    """Names that stay although ``deny_keys`` matches them, such as ``prompt_tokens``. The variable adds, too."""
+    scan_limit_chars: int = field(
+        default_factory=env_default("DSPY_OBSERVE_REDACTION_SCAN_LIMIT_CHARS", 65_536, at_least(_MIN_CHARS))
+    )
     """Characters of one text that are looked at, at least 256. What lies beyond is cut off, never passed on unseen,
     and the text ends in ``<TRUNCATED n CHARS>``."""
     max_chars: int | None = field(default_factory=env_default("DSPY_OBSERVE_REDACTION_MAX_CHARS", None, _number))
@@ -57,7 +66,9 @@ class Redaction:
         default_factory=env_default("DSPY_OBSERVE_REDACTION_FOREIGN_SIGNALS", False, parse_bool)
     )
     """Also redact spans and log records that other libraries produce, by wrapping the exporters."""
-    ip_scope: IpScope = field(default_factory=env_default("DSPY_OBSERVE_REDACTION_IP_SCOPE", "private", _scope))
+    ip_scope: IpScope = field(
+        default_factory=env_default("DSPY_OBSERVE_REDACTION_IP_SCOPE", "private", one_of(*get_args(IpScope)))
+    )
     """``public``: routed addresses only. ``private``: private networks and link-local too. ``all``: also loopback,
     unspecified and broadcast addresses."""
 
@@ -65,12 +76,7 @@ class Redaction:
         object.__setattr__(self, "detectors", _detectors(self.detectors))
         for name in ("deny_keys", "allow"):
             object.__setattr__(self, name, _names(name, getattr(self, name)))
-        if not isinstance(self.replacement, str) or not self.replacement.strip():
-            raise RedactionConfigError(
-                "Redaction.replacement",
-                "it is empty or no text",
-                "Use a text such as '<{entity}>', or operators with Drop()",
-            )
+        check_template("Redaction.replacement", self.replacement)
         for name in ("scan_limit_chars", "max_chars"):
             _chars(name, getattr(self, name))
         if self.ip_scope not in get_args(IpScope):
@@ -80,7 +86,13 @@ class Redaction:
         for name in ("known_secrets", "foreign_signals"):
             if not isinstance(getattr(self, name), bool):
                 raise RedactionConfigError(f"Redaction.{name}", "it is no switch", "Use True or False")
-        _operators(self.operators)
+        _operators(self.operators, known_entities(self.detectors))
+
+
+def known_entities(detectors: Iterable[Detector | Finder]) -> frozenset[str]:
+    """The entities that redaction with these detectors can replace."""
+    names = (detector.name if isinstance(detector, Detector) else entity_of(detector) for detector in detectors)
+    return frozenset(names) | {"KNOWN_SECRET", "SECRET"}
 
 
 def _detectors(given: Iterable[Detector | Finder]) -> tuple[Detector | Finder, ...]:
@@ -112,17 +124,23 @@ def _names(field_name: str, given: object) -> frozenset[str]:
 def _chars(name: str, value: object) -> None:
     if value is None and name == "max_chars":
         return
-    if not isinstance(value, int) or isinstance(value, bool) or value < _MIN_CHARS:
-        raise RedactionConfigError(f"Redaction.{name}", f"{value!r} is too small or no number", "Use 256 or more")
+    if type(value) is not int:
+        raise RedactionConfigError(f"Redaction.{name}", f"{value!r} is no whole number", "Use 256 or more")
+    if value < _MIN_CHARS:
+        raise RedactionConfigError(f"Redaction.{name}", f"{value!r} is too small", "Use 256 or more")
 
 
-def _operators(operators: object) -> None:
+def _operators(operators: object, known: frozenset[str]) -> None:
     if not isinstance(operators, Mapping):
         raise RedactionConfigError("Redaction.operators", "it is no mapping", "Use {'CARD': Mask(keep_last=4)}")
     for entity, operator in operators.items():
         if not valid_entity(entity):
             raise RedactionConfigError(
                 "Redaction.operators", f"{entity!r} is not an entity's name", "Use a detector's name, such as 'EMAIL'"
+            )
+        if entity not in known:
+            raise RedactionConfigError(
+                "Redaction.operators", f"no detector finds {entity}", f"Use one of {', '.join(sorted(known))}"
             )
         if not isinstance(operator, Label | Fixed | Mask | Drop | KeyedHash):
             raise RedactionConfigError(

@@ -20,7 +20,7 @@ from dspy_observe.redaction.errors import RedactionConfigError
 from dspy_observe.redaction.keynames import KeyNames
 from dspy_observe.redaction.memory import Memory
 from dspy_observe.redaction.operators import Fixed, Label, Mask, replacer
-from dspy_observe.redaction.options import Redaction
+from dspy_observe.redaction.options import Redaction, known_entities
 from dspy_observe.redaction.process import environment_secrets
 from dspy_observe.redaction.scan import Hit, Scanner, cut, entity_of
 from dspy_observe.redaction.shape import Lowered
@@ -359,7 +359,10 @@ def credentials_only(options: Redaction | None = None) -> Redactor:
     options = options or Redaction()
     own = [each for each in options.detectors if isinstance(each, Detector) and each.kind == "credential"]
     built_in = [each for each in CREDENTIAL_DETECTORS if each not in own]
-    return Redactor(replace(options, detectors=(*own, *built_in)))
+    detectors = (*own, *built_in)
+    known = known_entities(detectors)
+    operators = {entity: operator for entity, operator in options.operators.items() if entity in known}
+    return Redactor(replace(options, detectors=detectors, operators=operators))
 
 
 @lru_cache(maxsize=1)

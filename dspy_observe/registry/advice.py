@@ -94,7 +94,8 @@ def _recommendations(
         said.append("There is nothing to roll back to. Keep an earlier good version deployed once before the next one.")
     unscored = [one.version for one in allowed if one.performance_score is None and one is not running]
     if unscored:
-        said.append(f"{len(unscored)} versions have no score: {', '.join(unscored[-3:])}.")
+        have = "version has" if len(unscored) == 1 else "versions have"
+        said.append(f"{len(unscored)} {have} no score: {', '.join(unscored[-3:])}.")
     if len(versions) > config.keep_versions:
         said.append(f"There are {len(versions)} versions. See cleanup_old_versions, with dry_run first.")
     if not said:
@@ -130,6 +131,7 @@ def plan(registry: SignatureRegistry, name: str, target_version: str, environmen
         checks.append(f"Nothing is deployed in {environment}: the first deployment has nothing to go back to.")
     elif current.version_hash == target.version_hash:
         checks.append(f"{environment} runs this version already.")
+        advice.append("Nothing to do.")
     elif safe:
         comparison = registry.compare_versions(name, target.version, current.version, environment=environment)
         change, changes = comparison.performance_difference, comparison.configuration_changes

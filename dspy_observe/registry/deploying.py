@@ -87,7 +87,7 @@ class DeploymentMethods(RegistryCore):
         def which(txn: Transaction) -> StoredVersion:
             pointer = versions.existing(txn).pointer(source)
             if pointer is None:
-                raise UnknownVersion(name, f"(deployed in {source})")
+                raise UnknownVersion.nothing_deployed(name, source)
             return versions.with_hash(txn, pointer.version_hash)
 
         return self._deploy(name, which, move, None)

@@ -104,7 +104,7 @@ def roll_back(txn: Transaction, move: Move) -> tuple[Deployment, StoredVersion]:
     txn.set_mark(
         Mark(
             "quarantine", pointer.version_hash, pointer.version, pointer.version_hash, move.at, move.actor,
-            move.reason or f"rolled back from in {move.environment}",
+            move.reason or f"rolled back in {move.environment}",
         )
     )  # fmt: skip
     return entry, target

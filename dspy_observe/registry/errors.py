@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 from dspy_observe.errors import ObserveError
 
 __all__ = [
@@ -36,7 +39,7 @@ class UnknownSignature(RegistryError, LookupError):
     """
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"no signature {name!r} in the registry")
+        super().__init__(f"no signature {name!r} in the registry; `dspy-observe registry list` shows what it holds")
         self.name = name
 
 
@@ -46,12 +49,28 @@ class UnknownVersion(RegistryError, LookupError):
     Args:
         name: The signature.
         version: What was asked for.
+        known: Versions that it has; one that is written alike is proposed.
+        problem: What to say instead, where something else than the name is wrong.
     """
 
-    def __init__(self, name: str, version: str) -> None:
-        super().__init__(f"signature {name!r} has no version {version!r}")
+    def __init__(self, name: str, version: str, *, known: Iterable[str] = (), problem: str | None = None) -> None:
+        if problem is None:
+            alike = get_close_matches(version, known, n=3)
+            hint = (
+                f"did you mean {' or '.join(map(repr, alike))}?"
+                if alike
+                else f"`dspy-observe registry list {name}` shows its versions"
+            )
+            problem = f"signature {name!r} has no version {version!r}; {hint}"
+        super().__init__(problem)
         self.name = name
         self.version = version
+
+    @classmethod
+    def nothing_deployed(cls, name: str, environment: str) -> UnknownVersion:
+        """For whoever asks for what an environment runs, where it runs nothing."""
+        problem = f"nothing of {name!r} is deployed in {environment}; deploy a version first"
+        return cls(name, f"(deployed in {environment})", problem=problem)
 
 
 class InvalidName(RegistryError, ValueError):

@@ -19,6 +19,8 @@ __all__ = ["IntegrationConfig", "RegistryConfig"]
 
 STRATEGIES: Final = ("conservative", "aggressive", "best_score", "manual")
 _VARIABLES: Final = "DSPY_OBSERVE_REGISTRY_"
+_PLACE: Final = "DSPY_OBSERVE_REGISTRY"
+"""The short name of ``DSPY_OBSERVE_REGISTRY_PATH``."""
 
 
 class Option(NamedTuple):
@@ -40,17 +42,23 @@ class Options:
         object.__setattr__(self, "_values", {})
         object.__setattr__(self, "_given", set())
         for name, option in self.table.items():
-            text = os.environ.get(variable_of(name), "")
-            if name not in values and text:
-                try:
-                    values[name] = option.parse(text)
-                except ValueError as error:
-                    raise ConfigurationError(
-                        variable_of(name), f"{text!r} cannot be read ({error})", "Correct or unset it"
-                    ) from None
             self._values[name] = option.default
+            if name not in values:
+                self._read(name, option)
         for name, value in values.items():
             setattr(self, name, value)
+
+    def _read(self, name: str, option: Option) -> None:
+        """Take an option from the environment, if it is there."""
+        variable, text = _variable_and_text(name)
+        if not text:
+            return
+        try:
+            setattr(self, name, option.parse(text))
+        except ConfigurationError as error:
+            raise ConfigurationError(error.field, f"{error.problem} (from {variable})", error.fix) from None
+        except ValueError as error:
+            raise ConfigurationError(variable, f"{text!r} cannot be read ({error})", "Correct or unset it") from None
 
     def __getattr__(self, name: str) -> Any:
         values: dict[str, Any] = object.__getattribute__(self, "_values")
@@ -95,6 +103,20 @@ def variable_of(name: str) -> str:
     return _VARIABLES + name.removeprefix("registry_").upper()
 
 
+def _variable_and_text(name: str) -> tuple[str, str]:
+    """The variable that says what an option is, and what it says.
+
+    Raises:
+        ConfigurationError: Two variables name two registries.
+    """
+    variable = variable_of(name)
+    text = os.environ.get(variable, "")
+    short = os.environ.get(_PLACE, "") if name == "registry_path" else ""
+    if text and short and text != short:
+        raise ConfigurationError(_PLACE, f"it and {variable} name two registries", "Unset one of them")
+    return (_PLACE, short) if short and not text else (variable, text)
+
+
 def _switch(default: bool) -> Option:
     return Option(default, parse_bool, lambda value: isinstance(value, bool), "True or False")
 
@@ -130,6 +152,7 @@ class RegistryConfig(Options):
 
     Args:
         registry_path: Folder of the file store, or ``sqlite:///file.db``, or ``postgresql+psycopg://user@host/name``.
+            Its variable is ``DSPY_OBSERVE_REGISTRY_PATH`` or, for short, ``DSPY_OBSERVE_REGISTRY``.
         auto_version: Make a version name from the clock where the caller gives none; otherwise a name is needed.
         max_versions_per_signature: How many versions to keep; 0 keeps all. What is deployed, what a rollback would
             take, and what has an alias is kept in any case and counts.
@@ -141,7 +164,7 @@ class RegistryConfig(Options):
     that is unset, too, from the registry itself, which keeps what it was made with (never its own path).
 
     Raises:
-        ConfigurationError: An option has a value that cannot work.
+        ConfigurationError: An option has a value that cannot work, or the two variables name two registries.
     """
 
     registry_path: str

@@ -128,13 +128,14 @@ class ProgramMethods(VersionMethods):
             if version is None:
                 pointer = view.pointer(environment)
                 if pointer is None:
-                    raise UnknownVersion(name, f"(deployed in {environment})")
+                    raise UnknownVersion.nothing_deployed(name, environment)
                 record = versions.with_hash(view, pointer.version_hash)
             else:
                 record = versions.resolve(view, version)
         text = versions.check_content(self._store, record)
         if text is None:
-            raise UnknownVersion(name, f"{record.version} as a program: only a configuration was registered")
+            problem = f"{name} {record.version} holds no program: only a configuration was registered"
+            raise UnknownVersion(name, record.version, problem=problem)
         return text
 
     def publish_to_mlflow(
@@ -173,7 +174,7 @@ class ProgramMethods(VersionMethods):
         if version is None:
             running = self.get_deployed_version(name, environment=environment)
             if running is None:
-                raise UnknownVersion(name, f"(deployed in {environment})")
+                raise UnknownVersion.nothing_deployed(name, environment)
             version = running.version_hash
         stored = ProgramSnapshot.from_json(self.program_text(name, version))
         seen = self.get_version(name, version, environment=environment)

@@ -159,7 +159,7 @@ class RolloutMethods(DeploymentMethods):
                 what = f"a rollout of {before.version} runs in {environment}; stop it first"
                 raise Conflict(what, expected=None, current=before.experiment)
             if pointer is None:
-                raise UnknownVersion(name, f"(deployed in {environment})")
+                raise UnknownVersion.nothing_deployed(name, environment)
             if pointer.version_hash == record.version_hash:
                 what = f"{record.version} is what {environment} runs"
                 raise Conflict(what, expected=None, current=record.version)

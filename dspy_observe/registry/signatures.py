@@ -81,7 +81,7 @@ class SignatureRegistry(ProgramMethods, ScoreMethods, DecisionMethods, EvidenceM
         self._check(name)
         text = self._store.backup(name, label)
         if text is None:
-            raise UnknownVersion(name, f"(backup {label})")
+            raise UnknownVersion(name, label, problem=f"{name} has no backup {label!r}; see backups()")
         return transfer.import_bundle(self._engine, transfer.parse_export(text.encode(), f"backup {label}"))
 
     def remove_versions(self, name: str, *, keep: int, dry_run: bool = False) -> tuple[str, ...]:

@@ -82,7 +82,7 @@ def resolve(view: View, version: str) -> StoredVersion:
     elif meant is not None and meant.version_hash != found.version_hash:
         found = None  # a name that looks like a hash, as earlier releases took them, must not hide whose hash it is
     if found is None:
-        raise UnknownVersion(view.name, version)
+        raise UnknownVersion(view.name, version, known=(one.version for one in view.versions()))
     return found
 
 

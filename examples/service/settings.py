@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
+from dspy_observe.registry import RegistryConfig
+
 
 def _env(name: str, default: str) -> str:
     return os.environ.get(f"SERVICE_{name}", default)
@@ -14,7 +16,7 @@ def _env(name: str, default: str) -> str:
 class Settings:
     """Read once, when a worker starts."""
 
-    registry: str = field(default_factory=lambda: os.environ.get("DSPY_OBSERVE_REGISTRY", "./service_registry"))
+    registry: str = field(default_factory=lambda: RegistryConfig().registry_path)
     model: str = field(default_factory=lambda: _env("MODEL", "openai/gpt-4o-mini"))
     model_url: str | None = field(default_factory=lambda: _env("MODEL_URL", "") or None)
     """Base URL of the provider; ``None`` is the provider's own."""

@@ -1,7 +1,7 @@
 """How many alert posts a second a receiver takes, and that none is lost or decided twice.
 
 Run it by itself: ``python -m tests.benchmarks.bench_receiver``. It prints a table, and fails where a decision is
-missing or double, or where the rate is below what the design promises: 200 on a SQL store, 50 on files.
+missing or double, or where the rate is below what is promised: 200 on a SQL store, 50 on files.
 """
 
 from __future__ import annotations

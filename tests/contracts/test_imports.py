@@ -70,6 +70,7 @@ LAYERS = (
     "cli_dashboards",
     "cli_cache",
     "cli",
+    "__main__",
     "demo",
 )
 

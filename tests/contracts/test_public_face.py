@@ -125,7 +125,8 @@ BAD: tuple[tuple[str, Any, str], ...] = (
     ("logs", lambda: dspy_observe.configure(logs=Metrics()), "Logs(...)"),
     ("redaction", lambda: dspy_observe.configure(redaction={}), "Redaction(...)"),
     ("cost", lambda: dspy_observe.configure(cost=lambda record: 1), "Cost(...)"),
-    ("registry", lambda: dspy_observe.configure(registry="./registry"), "registry"),
+    ("registry", lambda: dspy_observe.configure(registry="./registry"), "SignatureRegistry('./registry')"),
+    ("registry", lambda: dspy_observe.configure(registry=5), "Pass a registry"),
     ("extra", lambda: dspy_observe.configure(extra=[NotASink()]), "RecordCallback"),
     ("extra", lambda: dspy_observe.configure(extra=[LatencyCallback]), "RecordCallback"),
     ("extra", lambda: dspy_observe.configure(extra=NotASink()), "RecordCallback"),
@@ -151,16 +152,16 @@ def test_a_bad_argument_names_its_field_and_the_fix(field: str, make: Any, fix: 
 
 VARIABLES: tuple[tuple[str, str, Any, str], ...] = (
     ("DSPY_OBSERVE_METRICS_PORT", "web", Metrics, "DSPY_OBSERVE_METRICS_PORT"),
-    ("DSPY_OBSERVE_METRICS_PORT", "70000", Metrics, "Metrics.port"),
+    ("DSPY_OBSERVE_METRICS_PORT", "70000", Metrics, "DSPY_OBSERVE_METRICS_PORT"),
     ("DSPY_OBSERVE_METRICS_LATENCY_BUCKETS_S", "fast,slow", Metrics, "DSPY_OBSERVE_METRICS_LATENCY_BUCKETS_S"),
     ("DSPY_OBSERVE_METRICS_LATENCY_BUCKETS_S", "2,1", Metrics, "Metrics.latency_buckets_s"),
     ("DSPY_OBSERVE_METRICS_MAX_LABEL_VALUES", "all", Metrics, "DSPY_OBSERVE_METRICS_MAX_LABEL_VALUES"),
-    ("DSPY_OBSERVE_METRICS_MAX_LABEL_VALUES", "0", Metrics, "Metrics.max_label_values"),
-    ("DSPY_OBSERVE_TRACING_CAPTURE_CONTENT", "all", Tracing, "Tracing.capture_content"),
+    ("DSPY_OBSERVE_METRICS_MAX_LABEL_VALUES", "0", Metrics, "DSPY_OBSERVE_METRICS_MAX_LABEL_VALUES"),
+    ("DSPY_OBSERVE_TRACING_CAPTURE_CONTENT", "all", Tracing, "DSPY_OBSERVE_TRACING_CAPTURE_CONTENT"),
     ("DSPY_OBSERVE_TRACING_MAX_CONTENT_CHARS", "8k", Tracing, "DSPY_OBSERVE_TRACING_MAX_CONTENT_CHARS"),
-    ("DSPY_OBSERVE_TRACING_MAX_CONTENT_CHARS", "0", Tracing, "Tracing.max_content_chars"),
+    ("DSPY_OBSERVE_TRACING_MAX_CONTENT_CHARS", "0", Tracing, "DSPY_OBSERVE_TRACING_MAX_CONTENT_CHARS"),
     ("DSPY_OBSERVE_TRACING_ADAPTER_SPANS", "maybe", Tracing, "DSPY_OBSERVE_TRACING_ADAPTER_SPANS"),
-    ("DSPY_OBSERVE_LOGS_LEVEL", "loud", Logs, "Logs.level"),
+    ("DSPY_OBSERVE_LOGS_LEVEL", "loud", Logs, "DSPY_OBSERVE_LOGS_LEVEL"),
     ("DSPY_OBSERVE_COST_METER_LITELLM_STREAMS", "maybe", Cost, "DSPY_OBSERVE_COST_METER_LITELLM_STREAMS"),
 )
 
@@ -230,3 +231,23 @@ print(json.dumps(found))
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
     )
     assert json.loads(done.stdout) == {name: [] for name in (*LIGHT_MODULES, "names")}
+
+
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        (lambda: Metrics(max_label_values="5"), "'5' is no whole number"),
+        (lambda: Metrics(latency_buckets_s="x"), "'x' is no list of numbers"),
+        (lambda: Metrics(latency_buckets_s=[]), "[] is empty"),
+        (lambda: Metrics(latency_buckets_s=[-1.0, 2.0]), "[-1.0, 2.0] is not all above 0"),
+        (lambda: Metrics(latency_buckets_s=[2, 1]), "[2, 1] does not rise"),
+        (lambda: Tracing(max_content_chars="5"), "'5' is no whole number"),
+        (lambda: Redaction(replacement=5), "5 is no text"),
+        (lambda: Redaction(max_chars="500"), "'500' is no whole number"),
+    ],
+)
+def test_a_wrong_type_is_told_from_a_value_out_of_range(make: Any, problem: str) -> None:
+    """Whoever passes a text where a number belongs is not told that it is too small."""
+    with pytest.raises(ConfigurationError) as caught:
+        make()
+    assert caught.value.problem == problem

@@ -443,7 +443,7 @@ def test_s42_a_sample_ratio_mismatch_gives_no_verdict(registry: SignatureRegistr
 
 
 def test_the_plain_rule_stays_available(registry: SignatureRegistry, watch: Watch, give: Give) -> None:
-    """By the rule of the seed, one block of 50 scores that is more than 5 % below the baseline is enough."""
+    """By a fixed threshold, one block of 50 scores that is more than 5 % below the baseline is enough."""
     monitor = watch(registry, rule="threshold", threshold=0.05)
     feed(monitor, [Score("c", float(place % 10 > 0), "user", "qa", "v2", "stable", None, 1.0) for place in range(50)])
     assert running(registry) == "v2"

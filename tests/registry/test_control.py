@@ -159,7 +159,7 @@ def test_control_goes_with_an_export_but_overrules_nobody(
 
 @pytest.mark.parametrize(("mode", "told"), [("approve", "the mode is approve"), ("off", "off"), (None, "frozen: hand")])
 def test_no_judge_can_overrule_it(running: SignatureRegistry, mode: str | None, told: str) -> None:
-    """The seed's rule knows of no mode; the registry does. A person is not bound by it."""
+    """The plain rule on one score knows of no mode; the registry does. A person is not bound by it."""
     if mode is None:
         running.freeze("qa", reason="hand")
     else:

@@ -311,6 +311,26 @@ def test_10_arguments_win_over_environment_over_registry(
     assert open_registry(max_versions_per_signature=10).config.max_versions_per_signature == 10
 
 
+def test_both_variables_of_the_place_mean_one_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An argument wins over both; where they differ nobody guesses, and neither text is shown."""
+    monkeypatch.setenv("DSPY_OBSERVE_REGISTRY", "short")
+    assert RegistryConfig().registry_path == "short"
+    monkeypatch.setenv("DSPY_OBSERVE_REGISTRY_PATH", "long")
+    assert RegistryConfig(registry_path="given").registry_path == "given"
+    with pytest.raises(ConfigurationError, match="name two registries") as caught:
+        RegistryConfig()
+    assert "short" not in str(caught.value)
+    monkeypatch.setenv("DSPY_OBSERVE_REGISTRY", "long")
+    assert RegistryConfig().registry_path == "long"
+
+
+def test_a_variable_out_of_range_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever set it never wrote the option."""
+    monkeypatch.setenv("DSPY_OBSERVE_REGISTRY_MAX_VERSIONS_PER_SIGNATURE", "-1")
+    with pytest.raises(ConfigurationError, match="from DSPY_OBSERVE_REGISTRY_MAX_VERSIONS_PER_SIGNATURE"):
+        RegistryConfig()
+
+
 @pytest.mark.parametrize(
     ("option", "value"),
     [

@@ -54,15 +54,16 @@ def test_it_says_where_it_listens_and_ends_in_order(serve: Serve, registry: Sign
     [
         (["--listen", "nowhere"], "no host and port"),
         (["--listen", "0.0.0.0:0", "--insecure"], "reached from outside"),
-        ([], "no bearer token"),
-        (["--insecure", "--mode", "on"], "mode"),
-        (["--insecure", "--prometheus-url", "prometheus:9090"], "prometheus_url"),
-        (["--insecure", "--cooldown", "-1"], "cooldown_s"),
+        ([], "no bearer token is given. Give --token-file, set DSPY_OBSERVE_TOKEN, or give --insecure"),
+        (["--insecure", "--mode", "on"], "--mode: 'on' is not known"),
+        (["--insecure", "--prometheus-url", "prometheus:9090"], "--prometheus-url: "),
+        (["--insecure", "--cooldown", "-1"], "--cooldown: -1.0 cannot work"),
+        (["--insecure", "--unconfirmed", "maybe"], "--unconfirmed: 'maybe' is not known"),
         (["--token-file", "/nowhere/token"], "No such file"),
     ],
 )
 def test_what_cannot_work_is_wrong_usage(registry: SignatureRegistry, arguments: list[str], told: str) -> None:
-    """Exit code 2 with the field, before anything listens."""
+    """Exit code 2 with the option to write, before anything listens."""
     output = run("serve", "--registry", registry.location, *arguments, code=2)
     assert told in " ".join(output.replace("│", " ").split())
 

@@ -30,7 +30,7 @@ import structlog
 from dspy_observe.callbacks.base import RecordCallback
 from dspy_observe.callbacks.logs.rendering import NotApartError, is_structlog, rendered
 from dspy_observe.conventions import LOG_LM_CALL, LOG_ROOT_CALL, LOG_SCORE
-from dspy_observe.environment import env_default
+from dspy_observe.environment import env_default, one_of
 from dspy_observe.errors import ConfigurationError
 from dspy_observe.handoff import Handoff
 from dspy_observe.records import CallRecord, RegistryEvent, Score
@@ -54,11 +54,13 @@ class Logs:
 
     logger: Any = None
     """A structlog logger or a ``logging.Logger``; ``None`` chooses as the module's page says."""
-    level: str = field(default_factory=env_default("DSPY_OBSERVE_LOGS_LEVEL", "info", str))
-    """Level of the lines about calls that went well: debug, info, warning, error or critical. Failures are logged as
-    ``warning`` at least."""
+    level: str = field(default_factory=env_default("DSPY_OBSERVE_LOGS_LEVEL", "info", one_of(*_LEVELS)))
+    """Level of the lines about calls that went well: debug, info, warning, error or critical, in any case. Failures are
+    logged as ``warning`` at least."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.level, str):
+            object.__setattr__(self, "level", self.level.lower())
         if self.level not in _LEVELS:
             raise ConfigurationError("Logs.level", f"{self.level!r} is no level", f"Use one of {', '.join(_LEVELS)}")
         if self.logger is not None and not callable(getattr(self.logger, self.level, None)):

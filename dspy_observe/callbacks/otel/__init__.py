@@ -53,7 +53,7 @@ from dspy_observe.callbacks.otel.inference import Inference, open_inference
 from dspy_observe.callbacks.otel.pipeline import Pipeline
 from dspy_observe.callbacks.otel.shield import shield_spans
 from dspy_observe.callbacks.otel.spans import CallSpan, SpanMaker, is_light
-from dspy_observe.environment import check_bool, env_default, parse_bool
+from dspy_observe.environment import at_least, check_bool, env_default, one_of, parse_bool
 from dspy_observe.errors import ConfigurationError
 from dspy_observe.handoff import Handoff
 from dspy_observe.ledger import LEDGER
@@ -64,10 +64,6 @@ from dspy_observe.redaction.names import encodable
 __all__ = ["OTelCallback", "Tracing"]
 
 _NANOSECONDS: Final = 1_000_000_000
-
-
-def _content_mode(text: str) -> ContentMode:
-    return text  # type: ignore[return-value]  # checked with all other fields
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,10 +79,12 @@ class Tracing:
     meter_provider: MeterProvider | None = None
     """Where the GenAI histograms go; ``None`` is the global one, if the application has set one."""
     capture_content: ContentMode = field(
-        default_factory=env_default("DSPY_OBSERVE_TRACING_CAPTURE_CONTENT", "none", _content_mode)
+        default_factory=env_default("DSPY_OBSERVE_TRACING_CAPTURE_CONTENT", "none", one_of(*get_args(ContentMode)))
     )
     """``none``, ``redacted``, or ``raw`` (credentials are left out even then)."""
-    max_content_chars: int = field(default_factory=env_default("DSPY_OBSERVE_TRACING_MAX_CONTENT_CHARS", 8192, int))
+    max_content_chars: int = field(
+        default_factory=env_default("DSPY_OBSERVE_TRACING_MAX_CONTENT_CHARS", 8192, at_least(1))
+    )
     """Characters of one content attribute, at least 1; cut after redaction."""
     adapter_spans: bool = field(default_factory=env_default("DSPY_OBSERVE_TRACING_ADAPTER_SPANS", False, parse_bool))
     """Whether formatting and parsing get spans of their own."""
@@ -99,8 +97,9 @@ class Tracing:
                 "Tracing.capture_content", f"{self.capture_content!r} is no mode", f"Use one of {modes}"
             )
         if type(self.max_content_chars) is not int or self.max_content_chars < 1:
+            problem = "is below 1" if type(self.max_content_chars) is int else "is no whole number"
             raise ConfigurationError(
-                "Tracing.max_content_chars", f"{self.max_content_chars!r} is below 1", "Use 1 or more characters"
+                "Tracing.max_content_chars", f"{self.max_content_chars!r} {problem}", "Use 1 or more characters"
             )
         for name, method in (("tracer_provider", "get_tracer"), ("meter_provider", "get_meter")):
             value = getattr(self, name)

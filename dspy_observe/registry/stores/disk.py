@@ -26,7 +26,8 @@ def translated(doing: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StoreUnavailable(f"cannot {doing}: {error.strerror or error} ({error.filename or 'no file'})") from error
+        where = "" if error.filename and str(error.filename) in doing else f" ({error.filename or 'no file'})"
+        raise StoreUnavailable(f"cannot {doing}: {error.strerror or error}{where}") from error
 
 
 def make_folder(path: Path) -> None:
