@@ -189,8 +189,22 @@ def test_a_folder_that_is_not_there_is_a_refusal(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     result = run("check", tmp_path / "empty", "--no-tests", "--json")
     assert result.exit_code == 1
-    failed = {one["what"] for one in json.loads(result.stdout)["checks"] if one["result"] == "failed"}
-    assert {"prometheus/rules.yml", "prometheus/alerts.yml", "grafana/"} <= failed
+    failed = {one["what"]: one["detail"] for one in json.loads(result.stdout)["checks"] if one["result"] == "failed"}
+    assert set(failed) == {"prometheus/rules.yml", "prometheus/alerts.yml", "grafana/"}
+    for name in ("prometheus/rules.yml", "prometheus/alerts.yml"):
+        assert (
+            failed[name] == f"{name} is missing: dspy-observe dashboards generate --out {tmp_path / 'empty'} writes it"
+        )
+
+
+@pytest.mark.parametrize("text", ["", "groups:\n", "- groups\n"])
+def test_a_rule_file_without_groups_is_told_in_words(folder: Path, text: str) -> None:
+    """Not as an error of the program that reads it."""
+    (folder / "prometheus" / "rules.yml").write_text(text, encoding="utf-8")
+    result = run("check", folder, "--no-tests", "--json")
+    details = {one["what"]: one["detail"] for one in json.loads(result.stdout)["checks"]}
+    assert result.exit_code == 1
+    assert details["prometheus/rules.yml"] == "is no rule file: it has no groups"
 
 
 def test_the_runbook_names_the_command_where_it_asks_for_a_freeze() -> None:
