@@ -12,20 +12,22 @@ ARGS ?=
 MIN_PYTHON := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	"$$p" -c '$(MIN_PYTHON)' 2>/dev/null && echo "$$p" && break; done)
-# Debian's packages, by the programs that show they are there.
-SERVER_PROGRAMS := prometheus promtool prometheus-alertmanager amtool pg_ctlcluster redis-server
-SERVER_PACKAGES := prometheus prometheus-alertmanager postgresql redis-server
+# Debian's packages, and the programs that show they are there: all of them for tests, two for the demonstration.
+MONITOR_PROGRAMS := prometheus promtool prometheus-alertmanager amtool
+MONITOR_PACKAGES := prometheus prometheus-alertmanager
+SERVER_PROGRAMS := $(MONITOR_PROGRAMS) pg_ctlcluster redis-server
+SERVER_PACKAGES := $(MONITOR_PACKAGES) postgresql redis-server
 
 # Phoenix pins other versions than we do, so it lives apart, and where every checkout finds it. 850 MB.
 PHOENIX := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dspy-observe/phoenix
 PHOENIX_PINS := tests/phoenix-constraints.txt
 
-.PHONY: phoenix help demo test lint bench dashboards schema pictures servers clean
+.PHONY: phoenix help demo test lint bench dashboards schema pictures monitors servers clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-demo: $(VENV)/.installed-all  ## observe a real program that answers real questions
+demo: $(VENV)/.installed-all monitors  ## observe a real program, deploy a bad version, see it rolled back
 	$(BIN)/python -m dspy_observe.demo
 
 # The cache folder is a fresh one, so that no answer of an earlier run is taken for a call of this one.
@@ -64,18 +66,25 @@ $(BIN)/python:
 		echo "$(PYTHON) cannot make virtual environments. On Debian: apt-get install python3-venv" >&2; exit 1; }
 	"$(PYTHON)" -m venv $(VENV)
 
+monitors: PROGRAMS := $(MONITOR_PROGRAMS)
+monitors: PACKAGES := $(MONITOR_PACKAGES)
+monitors:  ## install Debian's Prometheus and Alertmanager where they are missing, as root
+servers: PROGRAMS := $(SERVER_PROGRAMS)
+servers: PACKAGES := $(SERVER_PACKAGES)
+servers:  ## the same with PostgreSQL and Redis, which tests need besides
+
 # Only the programs are wanted: policy-rc.d keeps Debian from starting services, and is taken away again.
-servers:  ## install Debian's Prometheus, Alertmanager, PostgreSQL and Redis where they are missing
-	@missing=; for p in $(SERVER_PROGRAMS); do command -v "$$p" >/dev/null || missing="$$missing $$p"; done; \
+monitors servers:
+	@missing=; for p in $(PROGRAMS); do command -v "$$p" >/dev/null || missing="$$missing $$p"; done; \
 	if [ -z "$$missing" ]; then exit 0; fi; \
 	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
-		echo "Missing:$$missing. What needs them will say so. On Debian, as root: apt-get install $(SERVER_PACKAGES)" >&2; exit 0; fi; \
+		echo "Missing:$$missing. What needs them will say so. On Debian, as root: apt-get install $(PACKAGES)" >&2; exit 0; fi; \
 	policy=/usr/sbin/policy-rc.d; \
 	if [ ! -e "$$policy" ]; then \
 		trap 'rm -f "$$policy"' EXIT; printf '#!/bin/sh\nexit 101\n' > "$$policy"; chmod +x "$$policy"; fi; \
 	export DEBIAN_FRONTEND=noninteractive; \
-	apt-get update -qq; \
-	apt-get install -qq -y --no-install-recommends $(SERVER_PACKAGES)
+	{ apt-get update -qq && apt-get install -qq -y --no-install-recommends $(PACKAGES); } || \
+		echo "Could not install $(PACKAGES). What needs them will say so." >&2
 
 phoenix: $(PHOENIX)/installed-constraints.txt  ## install Phoenix, outside the checkout, for the test that sends it spans
 

@@ -19,6 +19,8 @@ __all__ = ["app"]
 
 app = typer.Typer(help="Grafana dashboards, Prometheus rules and alerts.", no_args_is_help=True)
 
+_RULE_FILES: Final = ("rules.yml", "alerts.yml")
+
 _TOOL_TIMEOUT_S: Final = 600
 """The unit tests of all alerts take about a minute on a busy machine."""
 
@@ -136,7 +138,7 @@ def _contents(folder: Path) -> Iterator[Checked]:
 
     if not can_parse():
         yield Checked("PromQL by Prometheus 3's grammar", "not checked", "pip install promql-parser")
-    rules = {path: _text_of(path) for path in (folder / "prometheus" / name for name in ("rules.yml", "alerts.yml"))}
+    rules = {folder / "prometheus" / name: _text_of(folder / "prometheus" / name) for name in _RULE_FILES}
     try:
         recordings = recorded(*rules.values())
     except ValueError:
@@ -144,12 +146,17 @@ def _contents(folder: Path) -> Iterator[Checked]:
     runbook = folder / "runbook.md"
     page = _text_of(runbook) if runbook.is_file() else None
     for path, text in rules.items():
-        yield _verdict(folder, path, rule_faults(text, recordings, page))
+        yield _verdict(folder, path, rule_faults(text, recordings, page)) if path.is_file() else _missing(folder, path)
     boards = sorted(folder.glob("grafana/*.json"))
     if not boards:
         yield Checked("grafana/", "failed", "there is no dashboard")
     for path in boards:
         yield _verdict(folder, path, dashboard_faults(_text_of(path), recordings))
+
+
+def _missing(folder: Path, path: Path) -> Checked:
+    name = path.relative_to(folder).as_posix()
+    return Checked(name, "failed", f"{name} is missing: dspy-observe dashboards generate --out {folder} writes it")
 
 
 def _text_of(path: Path) -> str:
@@ -169,7 +176,9 @@ def _verdict(folder: Path, path: Path, faults: Sequence[str]) -> Checked:
 def _tools(folder: Path, *, tests: bool) -> Iterator[Checked]:
     """What Prometheus' and Alertmanager's own tools say."""
     prometheus, routes = folder / "prometheus", folder / "alertmanager"
-    yield _told("promtool", "check", "rules", "rules.yml", "alerts.yml", at=prometheus)
+    there = [name for name in _RULE_FILES if (prometheus / name).is_file()]
+    if there:
+        yield _told("promtool", "check", "rules", *there, at=prometheus)
     if (prometheus / "prometheus.yml").is_file():
         yield _told("promtool", "check", "config", "prometheus.yml", at=prometheus)
     if (routes / "alertmanager.yml").is_file():

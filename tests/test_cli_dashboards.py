@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
+import click
 import pytest
 import typer
 import yaml
@@ -189,31 +192,88 @@ def test_a_folder_that_is_not_there_is_a_refusal(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     result = run("check", tmp_path / "empty", "--no-tests", "--json")
     assert result.exit_code == 1
-    failed = {one["what"] for one in json.loads(result.stdout)["checks"] if one["result"] == "failed"}
-    assert {"prometheus/rules.yml", "prometheus/alerts.yml", "grafana/"} <= failed
+    failed = {one["what"]: one["detail"] for one in json.loads(result.stdout)["checks"] if one["result"] == "failed"}
+    assert set(failed) == {"prometheus/rules.yml", "prometheus/alerts.yml", "grafana/"}
+    for name in ("prometheus/rules.yml", "prometheus/alerts.yml"):
+        assert (
+            failed[name] == f"{name} is missing: dspy-observe dashboards generate --out {tmp_path / 'empty'} writes it"
+        )
+
+
+@pytest.mark.parametrize("text", ["", "groups:\n", "- groups\n"])
+def test_a_rule_file_without_groups_is_told_in_words(folder: Path, text: str) -> None:
+    """Not as an error of the program that reads it."""
+    (folder / "prometheus" / "rules.yml").write_text(text, encoding="utf-8")
+    result = run("check", folder, "--no-tests", "--json")
+    details = {one["what"]: one["detail"] for one in json.loads(result.stdout)["checks"]}
+    assert result.exit_code == 1
+    assert details["prometheus/rules.yml"] == "is no rule file: it has no groups"
+
+
+def sections() -> dict[str, str]:
+    """The runbook's section of each alert, and what stands above them all, under an empty name."""
+    text = generate(DashboardOptions())["runbook.md"]
+    found = dict(re.findall(r"^### (\w+)\n(.*?)(?=^##|\Z)", text, re.MULTILINE | re.DOTALL))
+    return {"": text.partition("\n### ")[0], **found}
+
+
+def commands(text: str) -> list[str]:
+    """Commands to paste, from blocks and from sentences; a verb that is only named is none."""
+    blocks = re.findall(r"^\$ dspy-observe (.+)$", text, re.MULTILINE)
+    return [*blocks, *re.findall(r"`dspy-observe (\w+ (?!generate)[^`\n]+)`", text)]
+
+
+def parsed(command: str, labels: Mapping[str, str]) -> dict[str, object]:
+    """The arguments that the command's verb gets, read by the command line itself."""
+    words = [labels.get(word, word) for word in shlex.split(command)]
+    group: click.Command = typer.main.get_command(app)
+    while isinstance(group, click.Group):
+        group = group.commands[words.pop(0)]
+    return group.make_context(command, words).params
 
 
 def test_the_runbook_names_the_command_where_it_asks_for_a_freeze() -> None:
     """Freezing and its end are commands to paste, not words."""
-    text = generate(DashboardOptions())["runbook.md"]
-    sections = dict(re.findall(r"^### (\w+)\n(.*?)(?=^##|\Z)", text, re.MULTILINE | re.DOTALL))
-    assert "`dspy-observe decisions freeze $PROGRAM" in sections["DSPyRollbackDidNotHelp"]
+    assert "`dspy-observe decisions freeze $PROGRAM" in sections()["DSPyRollbackDidNotHelp"]
     for name in ("DSPyRollbackDidNotHelp", "DSPyRollbackBudgetSpent", "DSPyRollbackFrozen"):
-        assert "`dspy-observe decisions unfreeze $PROGRAM" in sections[name], name
+        assert "`dspy-observe decisions unfreeze $PROGRAM" in sections()[name], name
 
 
-def test_commands_of_the_runbook_exist() -> None:
-    """Whoever is called at night can paste them."""
-    text = generate(DashboardOptions())["runbook.md"]
-    pasted = set(re.findall(r"(?:^\$ |`)dspy-observe ([^\n`]+)", text, re.MULTILINE))
-    assert len(pasted) >= 10
-    tree = typer.main.get_command(app)
+def test_the_runbook_names_the_command_where_it_asks_for_a_rollback() -> None:
+    """Whoever shall roll back by hand need not look for the command in another section."""
+    asking = {name: text for name, text in sections().items() if "by hand" in text}
+    assert len(asking) >= 8
+    for name, text in asking.items():
+        assert "`dspy-observe registry rollback $PROGRAM -e $ENVIRONMENT" in text, name
+
+
+def test_commands_of_the_runbook_can_be_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line takes each as it stands, and acts on the environment of the alert, not on production."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "FILE").write_text("", encoding="utf-8")
+    labels = {"$PROGRAM": "qa", "$VERSION": "v2", "$PREVIOUS": "v1", "$ENVIRONMENT": "staging"}
+    pasted = {command for text in sections().values() for command in commands(text)}
+    assert len(pasted) >= 15
     for command in pasted:
-        words = command.split()
-        group = tree.commands.get(words[0])  # type: ignore[attr-defined]
-        assert group is not None, command
-        verbs = getattr(group, "commands", None)
-        assert verbs is None or words[1] in verbs, command
-        verb = group if verbs is None else verbs[words[1]]
-        known = {option for parameter in verb.params for option in parameter.opts}
-        assert {word for word in words if word.startswith("--")} <= known, command
+        given = parsed(command, labels)
+        assert "$" not in "".join(map(str, given.values())), command
+        if "$PROGRAM" in command and "environment" in given:
+            assert given["environment"] == "staging", command
+
+
+def test_commands_of_a_section_ask_for_labels_that_its_alert_has() -> None:
+    """Except for $PREVIOUS, which the page's head explains beside the command that shows it."""
+    made = generate(DashboardOptions())
+    labels: dict[str, set[str]] = {}
+    for name, text in made.items():
+        for test in yaml.safe_load(text)["tests"] if name.startswith("prometheus/tests/") else ():
+            for check in test["alert_rule_test"]:
+                for expected in check["exp_alerts"]:
+                    labels.setdefault(check["alertname"], set()).update(expected["exp_labels"])
+    assert "`$PREVIOUS` is no label" in sections()[""]
+    for alert, text in sections().items():
+        for command in commands(text) if alert else ():
+            wanted = {word.lower() for word in re.findall(r"\$([A-Z]+)", command)}
+            assert wanted - {"previous"} <= labels[alert], f"{alert}: {command}"
+            if "$PREVIOUS" in command:
+                assert "$ dspy-observe registry log $PROGRAM" in text, alert

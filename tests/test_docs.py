@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from dspy_observe.openai_server import OpenAIServer
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:
@@ -68,6 +70,49 @@ def test_every_make_target_of_the_readme_exists() -> None:
     assert {"demo", "test"} <= named
     for target in named:
         assert re.search(rf"^{target}:", MAKEFILE, re.MULTILINE), target
+
+
+def make(*arguments: str | Path, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """GNU make with this Makefile, where programs are found on a path of the test's own."""
+    program = shutil.which("make")
+    assert program is not None
+    environment = dict(os.environ) if path is None else {**os.environ, "PATH": str(path)}
+    return subprocess.run(
+        [program, "-C", ROOT, *arguments], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("target", "packages"),
+    [
+        ("demo", "prometheus prometheus-alertmanager"),
+        ("test", "prometheus prometheus-alertmanager postgresql redis-server"),
+    ],
+)
+def test_make_installs_the_servers_that_a_target_needs(target: str, packages: str) -> None:
+    """The demonstration gets the two that it plays on, and the tests all of Debian's servers."""
+    planned = make("--dry-run", target)
+    assert planned.returncode == 0, planned.stderr
+    assert re.findall(r"--no-install-recommends ([\w -]+)", planned.stdout) == [packages]
+
+
+def test_make_goes_on_where_it_cannot_install_a_server(tmp_path: Path) -> None:
+    """It names what is missing and how to get it, and is no failure."""
+    (tmp_path / "id").symlink_to(str(shutil.which("id")))
+    done = make("--silent", "monitors", "MONITOR_PROGRAMS=no-such-server", path=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Missing: no-such-server." in done.stderr
+    assert "apt-get install prometheus prometheus-alertmanager" in done.stderr
+
+
+def test_contributing_names_every_target_and_every_package_that_is_installed() -> None:
+    """What `make help` lists stands in the table, and so does every package of Debian's."""
+    targets = set(re.findall(r"^([a-z]+):.*## ", MAKEFILE, re.MULTILINE)) - {"help"}
+    assert {"demo", "test", "servers", "clean", "pictures"} <= targets
+    assert targets <= set(re.findall(r"^\| `make (\w+)` \|", CONTRIBUTING, re.MULTILINE))
+    packages = " ".join(re.findall(r"^\w+_PACKAGES := (.*)$", MAKEFILE, re.MULTILINE)).split()
+    for package in (one for one in packages if not one.startswith("$")):
+        assert f"`{package}`" in CONTRIBUTING, package
 
 
 COMMANDS = re.findall(r"^dspy-observe (.*)$", README, re.MULTILINE)

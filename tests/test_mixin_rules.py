@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from collections.abc import Iterator
@@ -157,6 +158,21 @@ def test_recorded_series_have_one_name_each() -> None:
         assert [
             name for name in names if not re.fullmatch(r"(program|version|model|le|_)+:[a-z0-9_]+:[a-z0-9_]+", name)
         ] == []
+
+
+@pytest.mark.parametrize("o", [*PRESETS.values(), OWN], ids=[*PRESETS, "own"])
+def test_every_recorded_series_is_read(o: DashboardOptions) -> None:
+    """By another rule, a panel, or a query of the runbook: else Prometheus works for nobody."""
+    made = generate(o)
+    groups = [*rule_groups(o), *alert_groups(o)]
+    boards = [json.loads(text) for name, text in made.items() if name.startswith("grafana/")]
+    queries = [rule.expr for group in groups for rule in group.rules]
+    queries += [target["expr"] for board in boards for panel in board["panels"] for target in panel.get("targets", ())]
+    queries += re.findall(r"^```promql\n(.*?)^```$", made["runbook.md"], re.MULTILINE | re.DOTALL)
+    read = set(re.findall(r"\w+:\w+:\w+", "\n".join(queries)))
+    names = {rule.name for group in groups for rule in group.rules if isinstance(rule, Recording)}
+    assert len(names) > 30
+    assert names <= read, names - read
 
 
 def test_info_series_are_aggregated_before_they_are_joined() -> None:

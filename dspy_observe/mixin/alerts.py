@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from dspy_observe.conventions import OVERFLOW_LABEL, WATCHDOG_ALERT
 from dspy_observe.mixin import regressions, rules
-from dspy_observe.mixin.options import DashboardOptions, duration
+from dspy_observe.mixin.options import BurnWindow, DashboardOptions, duration
 from dspy_observe.mixin.promql import (
     LIVE,
     PROGRAM,
@@ -26,7 +26,7 @@ from dspy_observe.mixin.promql import (
 )
 from dspy_observe.mixin.promql import number as n
 
-__all__ = ["alert_groups", "alerts", "rule_groups"]
+__all__ = ["alert_groups", "alerts", "burn_limit", "rule_groups", "settled", "slow_limit"]
 
 _HOUR_S = 3600.0
 _RUNS = "dspy_program_duration_seconds_count"
@@ -61,12 +61,31 @@ def alerts(o: DashboardOptions) -> Iterator[Alert]:
         yield from (rule for rule in group.rules if isinstance(rule, Alert))
 
 
+_NEARLY_ALL = 0.99
+"""A budget so large that its multiple passes 1 would else make an alert that can never fire."""
+
+
+def burn_limit(o: DashboardOptions, window: BurnWindow) -> float:
+    """The part of failed runs beyond which the error budget burns too fast."""
+    return round(min(window.factor * (1 - o.success_objective), _NEARLY_ALL), 9)
+
+
+def slow_limit(o: DashboardOptions) -> float:
+    """The part of slow runs beyond which the latency budget burns too fast."""
+    return round(min(o.burn_windows[0].factor * (1 - o.latency_objective), _NEARLY_ALL), 9)
+
+
+def settled(o: DashboardOptions) -> float:
+    """Seconds for which a rollback is in sight: longer than its errors, which fill a window and a half, may last."""
+    return max(o.settle_s, 2 * o.regression_window_s)
+
+
 def _objectives(o: DashboardOptions) -> list[Alert]:
     made = []
     names = ("DSPyErrorBudgetBurnFast", "DSPyErrorBudgetBurnSlow", "DSPyErrorBudgetBurnDay", "DSPyErrorBudgetBurnDays")
     for place, window in enumerate(o.burn_windows):
         name = names[place] if place < len(names) else f"DSPyErrorBudgetBurn{place + 1}"
-        limit = n(round(window.factor * (1 - o.success_objective), 9))
+        limit = n(burn_limit(o, window))
         long, short = rules.burn(window.long_s), rules.burn(window.short_s)
         made.append(
             Alert(
@@ -83,7 +102,7 @@ def _objectives(o: DashboardOptions) -> list[Alert]:
             )
         )
     first = o.burn_windows[0]
-    limit = n(round(min(first.factor * (1 - o.latency_objective), 0.99), 9))
+    limit = n(slow_limit(o))
     made.append(
         Alert(
             "DSPyLatencyBudgetBurn",
@@ -361,7 +380,7 @@ def _serving(o: DashboardOptions) -> list[Alert]:
 def _rollbacks(o: DashboardOptions) -> list[Alert]:
     by = "program, environment, trigger"
     w = o.settle_s
-    done = increase(o, "dspy_rollbacks_total", w, PROGRAM, 'outcome="complete"')
+    done = increase(o, "dspy_rollbacks_total", settled(o), PROGRAM, 'outcome="complete"')
     failed = increase(o, "dspy_rollbacks_total", w, by, 'outcome="error"')
     refused = increase(o, "dspy_decisions_total", w, f"{by}, outcome", 'outcome=~"held|rejected"', 'trigger!="manual"')
     complete = increase(o, "dspy_rollbacks_total", w, by, 'outcome="complete"')

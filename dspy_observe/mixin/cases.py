@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import ceil
 
 from dspy_observe.conventions import WATCHDOG_ALERT
-from dspy_observe.mixin.alerts import alert_groups, alerts, rule_groups
+from dspy_observe.mixin.alerts import alert_groups, alerts, burn_limit, rule_groups, settled, slow_limit
 from dspy_observe.mixin.cases_versions import (
     asked,
     canary_scenes,
@@ -16,7 +16,8 @@ from dspy_observe.mixin.cases_versions import (
 )
 from dspy_observe.mixin.options import DashboardOptions
 from dspy_observe.mixin.prometheus import dump
-from dspy_observe.mixin.scenes import Scene, chosen_labels, test_file
+from dspy_observe.mixin.promql import percent
+from dspy_observe.mixin.scenes import Scene, beyond, chosen_labels, test_file, within
 
 __all__ = ["ALWAYS_FIRING", "scenes", "test_files"]
 
@@ -31,10 +32,11 @@ def scenes(o: DashboardOptions) -> dict[str, tuple[list[Scene], float]]:
     """For each test file its scenes, and the seconds between evaluations."""
     often = max(o.evaluation_interval_s, o.regression_window_s / 5)
     hourly = 1200.0
+    scored = max(often, o.score_window_s / 20)
     return {
         "versions": (version_scenes(o), often),
         "canaries": (canary_scenes(o), often),
-        "quality": ([*quality_scenes(o), *canary_score_scenes(o)], max(often, o.score_window_s / 20)),
+        "quality": ([*quality_scenes(o, scored), *canary_score_scenes(o)], scored),
         "objectives": (_objectives(o), 240.0),
         "providers": (_providers(o), often),
         "money": (_money(o), hourly),
@@ -67,14 +69,16 @@ def _where(o: DashboardOptions, **labels: str) -> dict[str, str]:
 def _objectives(o: DashboardOptions) -> list[Scene]:
     names = [alert.name for alert in alerts(o) if alert.name.startswith("DSPyErrorBudgetBurn")]
     budget = 1 - o.success_objective
+    limits = [burn_limit(o, window) for window in o.burn_windows]
     made = []
     for place, (name, window) in enumerate(zip(names, o.burn_windows, strict=True)):
         rate = 4 * o.burn_minimum_calls / min(window.long_s, window.for_s + window.short_s / 4 + 600)
         total = window.for_s + window.short_s / 4 + 600
-        bad = min(window.factor * 1.25 * budget, 0.9)
-        burning = Scene(f"the budget burns {window.factor * 1.25:g} times too fast", total, total / 100)
+        bad = limits[place] * 1.25 if limits[place] <= 0.8 else beyond(0.9, limits[place])  # noqa: PLR2004 - below 1
+        burning = Scene(f"the budget burns {bad / budget:g} times too fast", total, total / 100)
         burning.counter(runs("v1"), rate * (1 - bad)).counter(runs("v1", "timeout"), rate * bad)
-        burning.fires(name, round(bad, 9), **_where(o)).silent(*names[:place])
+        burning.fires(name, round(bad, 9), **_where(o))
+        burning.silent(*(other for other, limit in zip(names[:place], limits, strict=False) if limit >= 1.25 * bad))
         made.append(burning)
     longest = max(window.for_s + 1200 for window in o.burn_windows)
     rate = 4 * o.burn_minimum_calls / 3600
@@ -92,17 +96,20 @@ def _slow_runs(o: DashboardOptions) -> list[Scene]:
     first = o.burn_windows[0]
     total = first.for_s + first.short_s * 2
     rate = 4 * o.burn_minimum_calls / total
+    limit = slow_limit(o)
+    many, few = beyond(0.9, limit), within(0.05, limit)
     made = []
-    for name, inside in (("nine of ten runs are slow", 0.1), ("one of twenty runs is slow", 0.95)):
+    for inside in (1 - many, 1 - few):
+        name = f"{percent(1 - inside)} of runs are slow"
         scene = Scene(name, total, total / 60).counter(runs("v1"), rate)
         labels = f'{_QA},version="v1",role="stable",status="ok",le="{float(o.latency_objective_s)}"'
         scene.counter(f"dspy_program_duration_seconds_bucket{{{labels}}}", rate * inside)
         made.append(scene)
-    return [made[0].fires("DSPyLatencyBudgetBurn", 0.9, **_where(o)), made[1].silent("DSPyLatencyBudgetBurn")]
+    return [made[0].fires("DSPyLatencyBudgetBurn", many, **_where(o)), made[1].silent("DSPyLatencyBudgetBurn")]
 
 
 def _silence(o: DashboardOptions) -> list[Scene]:
-    quiet, rate = o.no_traffic_s * 1.2, 4 * o.burn_minimum_calls / 3600
+    quiet, rate = max(o.no_traffic_s * 1.2, o.no_traffic_s + 300), 4 * o.burn_minimum_calls / 3600
     stopped = Scene("a program falls silent", 3600 + quiet, o.no_traffic_s / 15)
     stopped.counter(runs("v1"), (rate, 3600), (0, quiet))
     steady = Scene("a program has traffic as ever", 3600 + quiet, o.no_traffic_s / 15).counter(runs("v1"), rate)
@@ -124,18 +131,28 @@ def _providers(o: DashboardOptions) -> list[Scene]:
         made = Scene(name, total, step).counter(asked("v1"), rate * (1 - limited))
         return made.counter(asked("v1", "rate_limited"), rate * limited)
 
+    limited, spared = beyond(0.05, o.rate_limited_ratio), within(0.005, o.rate_limited_ratio)
+    other, seldom = beyond(0.2, o.fallback_ratio), within(0.01, o.fallback_ratio)
+    twice, rarely = (2.0 if o.retry_ratio <= 1.5 else 2 * o.retry_ratio), within(0.1, o.retry_ratio)  # noqa: PLR2004
+    down = ["DSPyProviderOutage"] if limited < o.provider_failure_ratio / 1.25 else []  # refusals are failures, too
     answered = {"environment": o.default_environment, "from_model": "m1", "to_model": "m2"}
     few = scene(
         "one of very few calls is refused, tried again and answered by another", 0.5, 0.4 * o.provider_minimum_calls / w
     )
     few.counter(fallback, 0.1 * o.provider_minimum_calls / w).counter(again, 2 * o.provider_minimum_calls / w)
     return [
-        scene("5 % of calls are rate-limited", 0.05).fires("DSPyRateLimited", 0.05, **who).silent("DSPyProviderOutage"),
-        scene("one call in 200 is rate-limited", 0.005).silent("DSPyRateLimited", "DSPyProviderOutage"),
-        scene("every fifth call falls back").counter(fallback, rate / 5).fires("DSPyFallbackRateHigh", 0.2, **answered),
-        scene("one call in 100 falls back").counter(fallback, rate / 100).silent("DSPyFallbackRateHigh"),
-        scene("each call is tried twice again").counter(again, rate * 2).fires("DSPyRetryStorm", 2.0, **who),
-        scene("one call in ten is tried again").counter(again, rate / 10).silent("DSPyRetryStorm"),
+        scene(f"{percent(limited)} of calls are rate-limited", limited)
+        .fires("DSPyRateLimited", limited, **who)
+        .silent(*down),
+        scene(f"{percent(spared)} of calls are rate-limited", spared).silent("DSPyRateLimited", "DSPyProviderOutage"),
+        scene(f"{percent(other)} of calls fall back")
+        .counter(fallback, rate * other)
+        .fires("DSPyFallbackRateHigh", other, **answered),
+        scene(f"{percent(seldom)} of calls fall back").counter(fallback, rate * seldom).silent("DSPyFallbackRateHigh"),
+        scene(f"each call is tried {twice:g} times again")
+        .counter(again, rate * twice)
+        .fires("DSPyRetryStorm", twice, **who),
+        scene(f"{percent(rarely)} of calls are tried again").counter(again, rate * rarely).silent("DSPyRetryStorm"),
         few.silent("DSPyRateLimited", "DSPyFallbackRateHigh", "DSPyRetryStorm"),
     ]
 
@@ -143,15 +160,16 @@ def _providers(o: DashboardOptions) -> list[Scene]:
 def _hours(o: DashboardOptions) -> list[Scene]:
     """What is counted by the hour."""
     total = 2 * 3600 + 3 * o.slow_for_s
+    blind_calls = max(180, 2 * o.provider_minimum_calls)
     silent_model = Scene("a model reports no usage and has no price", total, 60)
     known_model = Scene("a model is metered and priced", total, 60)
     for metric in ("dspy_unmetered_requests_total", "dspy_unpriced_requests_total"):
-        silent_model.counter(f'{metric}{{{_WHERE},model="m1"}}', 180 / 3600)
+        silent_model.counter(f'{metric}{{{_WHERE},model="m1"}}', blind_calls / 3600)
         known_model.counter(f'{metric}{{{_WHERE},model="m1"}}', 0)
     blind = {"environment": o.default_environment, "model": "m1"}
     invalid = f"dspy_invalid_scores_total{{{_QA}}}"
     return [
-        silent_model.fires("DSPyUnmeteredModel", 180, **blind).fires("DSPyUnpricedModel", 180, **blind),
+        silent_model.fires("DSPyUnmeteredModel", blind_calls, **blind).fires("DSPyUnpricedModel", blind_calls, **blind),
         known_model.silent("DSPyUnmeteredModel", "DSPyUnpricedModel"),
         Scene("scores are refused", total, 60)
         .counter(invalid, 120 / 3600)
@@ -172,16 +190,24 @@ def _hits(result: str) -> str:
     return f'dspy_cache_requests_total{{{_QA},version="v1",model="m1",result="{result}"}}'
 
 
+def _spike_minimum(o: DashboardOptions) -> float:
+    """US dollars an hour; where the options know no minimum, a dollar."""
+    return o.cost_spike_minimum_usd or 1.0
+
+
 def _money(o: DashboardOptions) -> list[Scene]:
     h = 3600.0
     who = _where(o)
-    much, many = 3 * o.cost_spike_factor * o.cost_spike_minimum_usd, 3 * o.token_spike_factor * o.token_spike_minimum
+    dollars = _spike_minimum(o)
+    much, many = 3 * o.cost_spike_factor * dollars, 3 * o.token_spike_factor * o.token_spike_minimum
     calls = 4 * o.cache_minimum_calls / h
-    jump = Scene("cost and tokens jump, and the cache forgets", 10 * h, 300)
-    jump.counter(_COST, (_cost(o.cost_spike_minimum_usd / 2), 8 * h), (_cost(much), 2 * h))
-    jump.counter(_TOKENS, (o.token_spike_minimum / 2 / h, 8 * h), (many / h, 2 * h))
-    jump.counter(_hits("hit"), (calls * 0.8, 8 * h), (calls * 0.05, 2 * h))
-    jump.counter(_hits("miss"), (calls * 0.2, 8 * h), (calls * 0.95, 2 * h))
+    # The spike counts in the day's mean, so that a large factor needs a long day to stand out from.
+    calm = (8 if max(o.cost_spike_factor, o.token_spike_factor) <= 3 else 22) * h  # noqa: PLR2004 - times
+    jump = Scene("cost and tokens jump, and the cache forgets", calm + 2 * h, 300)
+    jump.counter(_COST, (_cost(dollars / 2), calm), (_cost(much), 2 * h))
+    jump.counter(_TOKENS, (o.token_spike_minimum / 2 / h, calm), (many / h, 2 * h))
+    jump.counter(_hits("hit"), (calls * 0.8, calm), (calls * 0.05, 2 * h))
+    jump.counter(_hits("miss"), (calls * 0.2, calm), (calls * 0.95, 2 * h))
     spikes = ("DSPyCostSpike", "DSPyProgramTokensExploding", "DSPyCacheHitDrop")
     jump.fires(spikes[0], much, **who).fires(spikes[1], many, **who).fires(spikes[2], 0.05, **who)
     steady = Scene("cost, tokens and cache are as ever", 10 * h, 300)
@@ -211,7 +237,7 @@ def _users(o: DashboardOptions) -> list[Scene]:
     h, alert = 3600.0, "DSPyUserTokensExploding"
     tokens = f"dspy_user_tokens_max{{{_QA}}}"
     usual = o.user_spike_minimum / 5
-    spike = min(usual * o.user_spike_factor * 3, o.user_tokens_limit - 1)
+    spike = max(usual * o.user_spike_factor * 3, o.user_spike_minimum * 2)
     beyond, busy = o.user_tokens_limit * 2, o.user_tokens_limit / 2
     over = f"dspy_user_budget_exceeded_total{{{_QA}}}"
     return [
@@ -240,7 +266,7 @@ def _disk(o: DashboardOptions) -> list[Scene]:
 def _weeks(o: DashboardOptions) -> list[Scene]:
     """The same hour a week ago explains what the last day does not."""
     h, week = 3600.0, 7 * 86_400.0
-    much, many = 3 * o.cost_spike_factor * o.cost_spike_minimum_usd, 3 * o.token_spike_factor * o.token_spike_minimum
+    much, many = 3 * o.cost_spike_factor * _spike_minimum(o), 3 * o.token_spike_factor * o.token_spike_minimum
     calls = 4 * o.cache_minimum_calls / h
     quiet = week - 4 * h
     monday = Scene("every Monday is busy, and asks what was never asked", week + 4 * h, 1200)
@@ -262,12 +288,15 @@ def _agents(o: DashboardOptions) -> list[Scene]:
         made.counter(f'dspy_tool_duration_seconds_count{{{tool},status="ok"}}', rate * (1 - bad))
         return made.counter(f'dspy_tool_duration_seconds_count{{{tool},status="error"}}', rate * bad)
 
-    many = o.lm_calls_per_run_limit * 2
+    many, asks = o.lm_calls_per_run_limit * 2, min(3.0, o.lm_calls_per_run_limit / 2)
+    bad, few = beyond(0.5, o.tool_error_ratio), within(0.05, o.tool_error_ratio)
     return [
-        scene("half of the tool calls fail, and the agent goes round in circles", 0.5, many)
-        .fires("DSPyToolErrors", 0.5, **_where(o, tool="search"))
+        scene(f"{percent(bad)} of the tool calls fail, and the agent goes round in circles", bad, many)
+        .fires("DSPyToolErrors", bad, **_where(o, tool="search"))
         .fires("DSPyAgentLoop", many, **_where(o, version="v1")),
-        scene("one tool call in 20 fails, three LM calls a run", 0.05, 3).silent("DSPyToolErrors", "DSPyAgentLoop"),
+        scene(f"{percent(few)} of the tool calls fail, {asks:g} LM calls a run", few, asks).silent(
+            "DSPyToolErrors", "DSPyAgentLoop"
+        ),
         scene("too few runs to tell", 1.0, many, 0.4 * o.provider_minimum_calls / w).silent(
             "DSPyToolErrors", "DSPyAgentLoop"
         ),
@@ -369,17 +398,18 @@ def _born(o: DashboardOptions) -> list[Scene]:
 def _no_help(o: DashboardOptions) -> list[Scene]:
     w, alert = o.regression_window_s, "DSPyRollbackDidNotHelp"
     rate, step = 4 * o.minimum_calls / w, w / 20
-    since = (1.5 * w + o.settle_s) / 2  # long enough ago to show, not so long that the rollback is out of sight
+    since = (1.5 * w + settled(o)) / 2  # long enough ago to show, not so long that the rollback is out of sight
     before = 2 * w
     here = _RECEIVER.replace("production", o.default_environment)
+    still = beyond(0.4, o.error_limit)
     made = []
-    for name, bad in (("a rollback does not end the errors", 0.4), ("a rollback ends the errors", 0.0)):
+    for name, bad in (("a rollback does not end the errors", still), ("a rollback ends the errors", 0.0)):
         scene = Scene(name, before + since, step)
         scene.gauge(f'dspy_rollbacks_total{{{here},trigger="alert",outcome="complete"}}', (0, before), (1, since))
         scene.gauge(f"dspy_deployment_timestamp_seconds{{{here}}}", (1, before), (before, since))
         scene.counter(runs("v1"), rate * (1 - bad)).counter(runs("v1", "error"), rate * bad)
         made.append(scene)
-    return [made[0].fires(alert, 0.4, **_where(o)), made[1].silent(alert)]
+    return [made[0].fires(alert, still, **_where(o)), made[1].silent(alert)]
 
 
 def _observer(o: DashboardOptions) -> list[Scene]:

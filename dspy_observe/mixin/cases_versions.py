@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from math import sqrt
+from math import ceil, sqrt
 
 from dspy_observe.mixin.options import DashboardOptions
-from dspy_observe.mixin.scenes import Scene
+from dspy_observe.mixin.promql import percent
+from dspy_observe.mixin.scenes import Scene, beyond, within
 
 __all__ = ["canary_scenes", "canary_score_scenes", "quality_scenes", "version_scenes"]
 
@@ -35,6 +36,9 @@ def version_scenes(o: DashboardOptions) -> list[Scene]:
     before, after = 2 * w + 120, w * 1.2 + o.regression_for_s + o.provider_for_s
     total = before + after
     error, parse = "DSPyVersionErrorRegression", "DSPyVersionParseRegression"
+    errors, unreads = max(o.error_limit, o.error_increase), max(o.parse_limit, o.parse_increase)
+    half, most, unreadable = beyond(0.5, errors), beyond(0.6, errors), beyond(0.5, unreads)
+    often, as_often, seldom = beyond(0.1, o.error_limit), beyond(0.3, o.error_limit), beyond(0.2, o.parse_limit)
 
     def scene(name: str, rate: float = busy) -> Scene:
         return (
@@ -52,34 +56,37 @@ def version_scenes(o: DashboardOptions) -> list[Scene]:
     replicas = scene("two replicas serve the same bad version: one alert, and no rule breaks")
     for instance in ("a", "b"):
         where = f'job="dspy",instance="{instance}:9464"'
-        moved(replicas, 0.5, where=where)
+        moved(replicas, half, where=where)
         replicas.gauge(
             f'dspy_serving_version_info{{{where},program="qa",version="v2",environment="production",role="stable"}}', 1
         )
         replicas.gauge(f'dspy_deployed_version_info{{{where},program="qa",version="v2",environment="production"}}', 1)
     alone = Scene("the only version there ever was fails too often", total, step)
-    alone.counter(runs("v1"), busy * 0.9).counter(runs("v1", "error"), busy * 0.1).counter(asked("v1"), busy)
+    alone.counter(runs("v1"), busy * (1 - often)).counter(runs("v1", "error"), busy * often)
+    alone.counter(asked("v1"), busy)
     staging = 'job="dspy",instance="s:9464",environment="staging"'
-    elsewhere = moved(moved(scene("a version fails in staging and does well in production"), 0.0), 0.6, where=staging)
+    elsewhere = moved(moved(scene("a version fails in staging and does well in production"), 0.0), most, where=staging)
     unread = moved(scene("replies of the new version cannot be parsed"), 0.0)
-    unread.counter(_failures("v2", "parse"), (0, before), (busy / 2, after)).counter(_failures("v1", "parse"), 0)
+    unread.counter(_failures("v2", "parse"), (0, before), (busy * unreadable, after)).counter(
+        _failures("v1", "parse"), 0
+    )
     unformatted = moved(scene("prompts cannot be formatted, which is no parse failure"), 0.0)
-    unformatted.counter(_failures("v2", "format"), (0, before), (busy / 2, after))
+    unformatted.counter(_failures("v2", "format"), (0, before), (busy * unreadable, after))
     always = moved(scene("replies of all versions are as hard to parse"), 0.0)
-    always.counter(_failures("v1", "parse"), (busy / 5, before), (0, after))
-    always.counter(_failures("v2", "parse"), (0, before), (busy / 5, after))
+    always.counter(_failures("v1", "parse"), (busy * seldom, before), (0, after))
+    always.counter(_failures("v2", "parse"), (0, before), (busy * seldom, after))
     few = 0.5 * min(o.minimum_calls, o.provider_minimum_calls) / w
     return [
-        moved(scene("the new version has all traffic and fails every second time"), 0.5)
-        .fires(error, 0.5, **_qa(o))
+        moved(scene(f"the new version has all traffic and fails in {percent(half)} of runs"), half)
+        .fires(error, half, **_qa(o))
         .silent(parse, "DSPyProviderOutage", "DSPyCanaryErrorRegression"),
-        alone.fires(error, 0.1, **_qa(o, "v1")),
-        replicas.fires(error, 0.5, **_qa(o)).silent("DSPyVersionSkew"),
-        elsewhere.fires(error, 0.6, **(_qa(o) | {"environment": "staging"})),
-        moved(scene("the version before failed as often"), 0.3, 0.3).silent(error),
-        moved(scene("a few failures are within the limit"), 0.02).silent(error, parse),
+        alone.fires(error, often, **_qa(o, "v1")),
+        replicas.fires(error, half, **_qa(o)).silent("DSPyVersionSkew"),
+        elsewhere.fires(error, most, **(_qa(o) | {"environment": "staging"})),
+        moved(scene("the version before failed as often"), as_often, as_often).silent(error),
+        moved(scene("a few failures are within the limit"), within(0.02, errors)).silent(error, parse),
         moved(scene("too little traffic to judge", few), 1.0, rate=few).silent(error, parse, "DSPyProviderOutage"),
-        unread.fires(parse, 0.5, **_qa(o)).silent(error),
+        unread.fires(parse, unreadable, **_qa(o)).silent(error),
         unformatted.silent(parse),
         always.silent(parse),
         *_outages(o, before, after, busy, step),
@@ -112,12 +119,13 @@ def _outages(o: DashboardOptions, before: float, after: float, busy: float, step
     both.counter(runs("v2", "error"), (0, before), (busy, after))
     both.counter(asked("v7", program="chat"), (busy, before), (0, after))
     both.counter(asked("v7", "error", program="chat"), (0, before), (busy, after))
-    tenth = Scene("the provider fails every tenth call, whoever asks", total, step)
-    tenth.counter(asked("v1"), busy * 0.9).counter(asked("v1", "error"), (0, before), (busy * 0.1, after))
-    tenth.counter(runs("v1"), busy * 0.9).counter(runs("v1", "error"), (0, before), (busy * 0.1, after))
+    part = within(0.1, o.provider_failure_ratio)
+    some = Scene(f"the provider fails {percent(part)} of calls, whoever asks", total, step)
+    for of in (asked, runs):
+        some.counter(of("v1"), busy * (1 - part)).counter(of("v1", "error"), (0, before), (busy * part, after))
     who = {"environment": o.default_environment, "model": "m1"}
     return [
-        tenth.silent(error, outage),
+        some.silent(error, outage),
         down.fires(outage, 1.0, program="qa", **who).silent(error),
         typo.fires(error, 1.0, **_qa(o)).silent(outage),
         refused.fires(error, 1.0, **_qa(o)).silent(outage),
@@ -128,7 +136,11 @@ def _outages(o: DashboardOptions, before: float, after: float, busy: float, step
 def canary_scenes(o: DashboardOptions) -> list[Scene]:
     """A canary beside a stable version."""
     c, step = o.canary_window_s, o.canary_window_s / 20
-    rate = 8 * o.canary_minimum_calls / c
+    good, bad = 0.02, beyond(0.3, o.canary_error_difference + 0.02)
+    pooled = (bad + good) / 2
+    n = _enough(o, 8 * o.canary_minimum_calls, bad - good, 2 * pooled * (1 - pooled))
+    z = (bad - good) / sqrt(2 * pooled * (1 - pooled) / n)
+    rate = n / c
     total = c * 1.2 + max(o.regression_for_s, o.slow_for_s) + 2 * o.evaluation_interval_s
     who = _qa(o)
 
@@ -139,12 +151,11 @@ def canary_scenes(o: DashboardOptions) -> list[Scene]:
             made.counter(asked(version), rate)
         return made
 
-    n = rate * c
-    pooled = (0.3 + 0.02) / 2
-    z = (0.3 - 0.02) / sqrt(pooled * (1 - pooled) * 2 / n)
-    slow = both("the canary is five times as slow", 0, 0)
+    times, dollars_a_run = _slowness(o), _price(o)
+    slow = both(f"the canary is {times:g} times as slow", 0, 0)
     even = both("both are as slow, and as dear", 0, 0)
-    for made, seconds, dollars in ((slow, ("2.5", "5.0"), 0.03), (even, ("0.5", "1.0"), 0.01)):
+    slower = (str(times / 2), str(times))
+    for made, seconds, dollars in ((slow, slower, dollars_a_run), (even, ("0.5", "1.0"), 0.01)):
         for version, role, (low, high) in (("v2", "canary", seconds), ("v1", "stable", ("0.5", "1.0"))):
             for le, part in ((low, 0.0), (high, rate), ("+Inf", rate)):
                 labels = f'{_WHERE},program="qa",version="{version}",role="{role}",status="ok",le="{le}"'
@@ -154,12 +165,52 @@ def canary_scenes(o: DashboardOptions) -> list[Scene]:
     few = 0.5 * o.canary_minimum_calls / c
     alerts = ["DSPyCanaryErrorRegression", "DSPyCanaryLatencyRegression", "DSPyCanaryCostRegression"]
     return [
-        both("the canary fails 15 times as often", 0.3, 0.02).fires(alerts[0], z, **who),
+        both(f"the canary fails {bad / good:g} times as often", bad, good).fires(alerts[0], z, **who),
         both("both fail as often: that is not the canary", 0.3, 0.3).silent(*alerts),
         both("the canary has too little traffic", 0.9, 0.0, few).silent(*alerts),
-        slow.fires(alerts[1], 4.875, **who).fires(alerts[2], 0.03, **who).silent(alerts[0]),
+        slow.fires(alerts[1], _p95(times), **who).fires(alerts[2], dollars_a_run, **who).silent(alerts[0]),
         even.silent(*alerts),
     ]
+
+
+def _enough(o: DashboardOptions, usual: float, difference: float, variance: float) -> float:
+    """How many observations a side needs, so that a difference lies well beyond the options' standard errors."""
+    return max(usual, ceil(variance * (1.5 * o.z_limit / difference) ** 2))
+
+
+def _slowness(o: DashboardOptions) -> float:
+    """How many times as slow a slow version is."""
+    return 5.0 if o.latency_factor <= 4 else 10.0 * ceil(o.latency_factor / 8)  # noqa: PLR2004 - well within 5
+
+
+def _p95(times: float) -> float:
+    """What Prometheus makes of runs that all lie in the bucket up to so many seconds, whose lower bound is half."""
+    return times * 0.975
+
+
+def _price(o: DashboardOptions) -> float:
+    """US dollars that a run of a dear version costs; the others' cost 0.01."""
+    return 0.03 if o.cost_factor <= 2.4 else ceil(1.25 * o.cost_factor) / 100  # noqa: PLR2004 - well within 3 times
+
+
+_USUAL_SCORE = 0.9
+
+
+def _worse(o: DashboardOptions, usual: float) -> float:
+    """A mean score that is worse than the options allow."""
+    limit = _USUAL_SCORE * (1 - o.score_drop)
+    return usual if usual <= 0.95 * limit else round(limit / 2, 4)
+
+
+def _close(o: DashboardOptions, usual: float) -> float:
+    """A mean score that is lower, and no more so than the options allow."""
+    return max(usual, round(_USUAL_SCORE * (1 - o.score_drop / 2), 4))
+
+
+def _scores_needed(o: DashboardOptions, mean: float) -> float:
+    """How many scores a side needs, so that this mean is significantly lower than the usual one."""
+    variance = mean * (1 - mean) + _USUAL_SCORE * (1 - _USUAL_SCORE)
+    return _enough(o, 8 * o.minimum_scores, _USUAL_SCORE - mean, variance)
 
 
 def scores(version: str, role: str = "stable") -> tuple[str, str]:
@@ -176,23 +227,25 @@ def _scored(made: Scene, version: str, mean: float, rate: float, role: str = "st
 def canary_score_scenes(o: DashboardOptions) -> list[Scene]:
     """Scores of a canary beside those of a stable version."""
     s = o.score_window_s
-    total, step, rate = s * 1.2 + o.score_for_s + 2 * o.evaluation_interval_s, s / 60, 8 * o.minimum_scores / s
-    alert = "DSPyCanaryScoreRegression"
+    total, step = s * 1.2 + o.score_for_s + 2 * o.evaluation_interval_s, s / 60
+    alert, bad = "DSPyCanaryScoreRegression", _worse(o, 0.6)
+    rate = _scores_needed(o, bad) / s
 
     def both(name: str, canary: float, stable: float, rate: float) -> Scene:
         return _scored(_scored(Scene(name, total, step), "v2", canary, rate, "canary"), "v1", stable, rate)
 
     return [
-        both("the canary's answers score less", 0.6, 0.9, rate).fires(alert, 0.6, **_qa(o)),
-        both("the canary's answers score nearly the same", 0.88, 0.9, rate).silent(alert),
+        both("the canary's answers score less", bad, 0.9, rate).fires(alert, bad, **_qa(o)),
+        both("the canary's answers score nearly the same", _close(o, 0.88), 0.9, rate).silent(alert),
         both("too few scores", 0.2, 0.9, 0.5 * o.minimum_scores / s).silent(alert),
     ]
 
 
-def quality_scenes(o: DashboardOptions) -> list[Scene]:
-    """Scores, evaluations, the monitor's verdict, latency and cost of versions."""
+def quality_scenes(o: DashboardOptions, every_s: float) -> list[Scene]:
+    """Scores, evaluations, the monitor's verdict, latency and cost of versions; looked at every so many seconds."""
     s = o.score_window_s
-    step, rate = s / 60, 8 * max(o.minimum_scores, o.minimum_calls, o.baseline_minimum_calls) / s
+    step, bad = s / 60, _worse(o, 0.6)
+    rate = max(_scores_needed(o, bad), 8 * max(o.minimum_calls, o.baseline_minimum_calls)) / s
     total = s * 1.2 + max(o.score_for_s, o.slow_for_s) + 2 * o.evaluation_interval_s + 120
     alert, who = "DSPyVersionScoreRegression", _qa(o)
 
@@ -200,11 +253,11 @@ def quality_scenes(o: DashboardOptions) -> list[Scene]:
         return _scored(_scored(Scene(name, total, step), "v2", new, rate), "v1", old, rate)
 
     return [
-        both("answers of the new version score less", 0.6, 0.9).fires(alert, 0.6, **who),
-        both("answers of the new version score as well", 0.89, 0.9).silent(alert),
+        both("answers of the new version score less", bad, 0.9).fires(alert, bad, **who),
+        both("answers of the new version score as well", _close(o, 0.89), 0.9).silent(alert),
         both("too few scores to tell", 0.2, 0.9, 0.5 * o.minimum_scores / s).silent(alert),
         *_verdicts(o),
-        *_evaluations(o),
+        *_evaluations(o, every_s),
         *_slow_and_dear(o),
     ]
 
@@ -225,10 +278,10 @@ def _verdicts(o: DashboardOptions) -> list[Scene]:
     ]
 
 
-def _evaluations(o: DashboardOptions) -> list[Scene]:
-    alert = "DSPyEvaluationBelowBaseline"
+def _evaluations(o: DashboardOptions, every_s: float) -> list[Scene]:
+    alert, bad = "DSPyEvaluationBelowBaseline", _worse(o, 0.8)
     step = max(o.scrape_interval_s, o.score_for_s / 10)
-    half = 10 * step + o.score_for_s
+    half = 10 * step + o.score_for_s + 2 * every_s  # it is pending from one evaluation on, and seen at a later one
 
     def evaluated(name: str, **means: float) -> Scene:
         made = Scene(name, 2 * half, step)
@@ -241,10 +294,10 @@ def _evaluations(o: DashboardOptions) -> list[Scene]:
         return made
 
     return [
-        evaluated("the deployed version does worse on the canary set than the one before", v1=0.9, v2=0.8).fires(
-            alert, 0.8, dataset="canary", **_qa(o)
+        evaluated("the deployed version does worse on the canary set than the one before", v1=0.9, v2=bad).fires(
+            alert, bad, dataset="canary", **_qa(o)
         ),
-        evaluated("within 5 % of the one before", v1=0.9, v2=0.87).silent(alert),
+        evaluated(f"within {percent(o.score_drop)} of the one before", v1=0.9, v2=_close(o, 0.87)).silent(alert),
         evaluated("only a candidate that was never deployed is better", v1=0.8, v2=0.8, v3=0.99).silent(alert),
     ]
 
@@ -253,14 +306,15 @@ def _slow_and_dear(o: DashboardOptions) -> list[Scene]:
     s, w = o.score_window_s, o.regression_window_s
     before, after = s, s * 1.1 + o.slow_for_s
     rate = 8 * max(o.minimum_calls * s / w, o.baseline_minimum_calls) / s
+    times, price = _slowness(o), _price(o)
 
-    def compared(name: str, bound: str, dollars: float) -> Scene:
+    def compared(name: str, bound: float, dollars: float) -> Scene:
         made = Scene(name, before + after, w / 10)
         for version, first, second in (("v1", rate, 0.0), ("v2", 0.0, rate)):
             made.counter(runs(version), (first, before), (second, after))
-            top = bound if version == "v2" else "1.0"
-            for le in ("0.5", "1.0", "2.5", "5.0", "+Inf"):
-                part = 1.0 if float(le) >= float(top) else 0.0
+            top = bound if version == "v2" else 1.0
+            for le in ("0.5", "1.0", str(times / 2), str(times), "+Inf"):
+                part = 1.0 if float(le) >= top else 0.0
                 labels = f'{_WHERE},program="qa",version="{version}",role="stable",status="ok",le="{le}"'
                 made.counter(
                     f"dspy_program_duration_seconds_bucket{{{labels}}}", (first * part, before), (second * part, after)
@@ -274,6 +328,8 @@ def _slow_and_dear(o: DashboardOptions) -> list[Scene]:
 
     slow, dear = "DSPyVersionLatencyRegression", "DSPyVersionCostRegression"
     return [
-        compared("slower and dearer than before", "5.0", 0.03).fires(slow, 4.875, **_qa(o)).fires(dear, 0.03, **_qa(o)),
-        compared("as fast and as cheap as before", "1.0", 0.01).silent(slow, dear),
+        compared("slower and dearer than before", times, price)
+        .fires(slow, _p95(times), **_qa(o))
+        .fires(dear, price, **_qa(o)),
+        compared("as fast and as cheap as before", 1.0, 0.01).silent(slow, dear),
     ]

@@ -179,7 +179,10 @@ def rule_faults(text: str, recordings: set[str], runbook: str | None) -> list[st
 def _rules(text: str) -> list[tuple[str, dict[str, Any]]]:
     """Group and rule, of every rule of a file."""
     try:
-        groups = yaml.safe_load(text)["groups"]
+        content = yaml.safe_load(text)
+        groups = content.get("groups") if isinstance(content, dict) else None
+        if groups is None:
+            raise ValueError("is no rule file: it has no groups")
         return [(group["name"], rule) for group in groups for rule in group["rules"]]
     except (yaml.YAMLError, KeyError, TypeError) as error:
         raise ValueError(f"is no rule file ({type(error).__name__}: {error})") from None

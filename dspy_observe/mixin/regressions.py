@@ -53,7 +53,6 @@ class Names:
             for window in (o.regression_window_s, o.baseline_window_s, o.score_window_s, o.canary_window_s)
         )
         self.calls = f"program_version:dspy_calls:increase{w}"
-        self.errors = f"program_version:dspy_errors:ratio_increase{w}"
         self.own_errors = f"program_version:dspy_own_errors:ratio_increase{w}"
         self.provider_errors = f"program_version:dspy_provider_errors:increase{w}"
         self.base_calls = f"program_version:dspy_calls:increase{b}"
@@ -188,7 +187,6 @@ def versions(o: DashboardOptions) -> Group:
     rules: list[Recording | Alert] = [
         *providers(o),
         Recording(names.calls, increase(o, _RUNS, w, VERSION, LIVE)),
-        Recording(names.errors, f"{_or_zero(errors, names.calls)} / ({names.calls} > 0)"),
         Recording(
             names.own_errors,
             f"""clamp_min({_or_zero(errors, names.calls)} - on ({VERSION})

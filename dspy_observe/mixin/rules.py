@@ -1,4 +1,4 @@
-"""Recording rules that dashboards and several alerts share: error budgets, money, tokens, cache, deployed versions."""
+"""Recording rules that dashboards and several alerts share: error budgets, money, tokens, cache, served versions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ __all__ = [
     "BUDGET",
     "CACHE_HITS",
     "COST",
-    "DEPLOYED",
     "TOKENS",
     "budget_left",
     "burn",
@@ -36,7 +35,6 @@ TOKENS = "program:dspy_tokens:increase1h"
 CACHE_HITS = "program:dspy_cache_hits:ratio_increase1h"
 CACHE_CALLS = "program:dspy_cache_requests:increase1h"
 BUDGET = "program:dspy_cost_budget:usd_per_day"
-DEPLOYED = "program_version:dspy_deployed:max"
 _RUNS = "dspy_program_duration_seconds_count"
 _HOUR_S = 3600.0
 _BUDGET_WINDOW_S = 30 * 86_400.0
@@ -143,13 +141,11 @@ def _money(o: DashboardOptions) -> Group:
 
 
 def _deployed(o: DashboardOptions) -> Group:
-    """What is deployed, by those who moved the pointer and by those who answer with it."""
-    moved = environment(o, f"max by ({VERSION}) ({selected(o, 'dspy_deployed_version_info')} == 1)")
+    """In how many versions a program is served as the stable one."""
     serving = selected(o, "dspy_serving_version_info", 'role="stable"')
     return Group(
         "dspy-deployed",
         [
-            Recording(DEPLOYED, f"{environment(o, f'max by ({VERSION}) ({serving} == 1)')} or {moved}"),
             Recording(
                 "program:dspy_served_versions:count",
                 environment(o, f"count by ({PROGRAM}) (max by ({VERSION}) ({serving} == 1))"),

@@ -20,14 +20,16 @@ _HEAD: Final = """\
 # Runbook
 
 Made by `dspy-observe dashboards generate`; the numbers below are those of your options. Each alert links here.
-`$PROGRAM`, `$VERSION` and the like stand for the alert's labels. Commands need `--registry` or `DSPY_OBSERVE_REGISTRY`.
+`$PROGRAM`, `$VERSION`, `$ENVIRONMENT` and the like stand for the alert's labels. `$PREVIOUS` is no label: it stands in the
+column *before* of `registry log`, in the row in which `$VERSION` was deployed, or in that of the rollback that is in question.
+Commands need `--registry` or `DSPY_OBSERVE_REGISTRY`.
 
 First look, whatever the alert:
 
 ```console
 $ dspy-observe decisions list
-$ dspy-observe registry status $PROGRAM
-$ dspy-observe registry log $PROGRAM
+$ dspy-observe registry status $PROGRAM -e $ENVIRONMENT
+$ dspy-observe registry log $PROGRAM -e $ENVIRONMENT
 ```
 
 ## What fails, what tells, what helps

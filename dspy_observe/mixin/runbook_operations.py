@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from dspy_observe.mixin.runbook_section import Section
+from dspy_observe.mixin.runbook_section import BACK, DECISIONS, LOG, STATUS, UNFREEZE, Section
 
 __all__ = ["SECTIONS"]
 
-_DECISIONS = "dspy-observe decisions list"
-_STATUS = "dspy-observe registry status $PROGRAM"
-_BACK = "dspy-observe registry rollback $PROGRAM --reason 'why'"
-_UNFREEZE = "dspy-observe decisions unfreeze $PROGRAM"
 _DOCTOR = "dspy-observe doctor"
 _MODEL = "sum by (model, status) (rate(dspy_requests_total[5m]))"
 _COST_BY = "topk(10, sum by (program, version, model) (increase(dspy_cost_usd_total[1h])))"
@@ -146,7 +142,7 @@ SECTIONS: Final = {
             'sum by (version, module) (rate(dspy_module_duration_seconds_count{program="$PROGRAM"}[10m]))',
             'sum by (tool, status) (rate(dspy_tool_duration_seconds_count{program="$PROGRAM"}[10m]))',
         ),
-        "Lower max_iters; mend the tool that fails; roll back if it began with a version: `" + _BACK + "`.",
+        "Lower max_iters; mend the tool that fails; roll back if it began with a version: `" + BACK + "`.",
     ),
     "DSPyTargetDown": Section(
         "A process that exported DSPy metrics is not scraped any more.",
@@ -157,70 +153,74 @@ SECTIONS: Final = {
     "DSPyRegistryStale": Section(
         "A serving process has not been able to read the registry.",
         "It answers with the version it has; a rollback does not reach it.",
-        (_STATUS, _VERSIONS),
+        (STATUS, _VERSIONS),
         "Make the registry reachable (folder mounted, database up). After a rollback, restart processes that stay "
         "behind.",
     ),
     "DSPyVersionSkew": Section(
         "Serving processes disagree about the stable version for longer than a swap takes.",
         "Answers depend on which process is asked.",
-        (_VERSIONS, _STATUS),
+        (_VERSIONS, STATUS),
         "The process with the old version: see DSPyReloadFailing and DSPyRegistryStale on it; restart it.",
     ),
     "DSPyReloadFailing": Section(
         "A process could not load the deployed version and goes on with the one it has.",
         "The deployment, or the rollback, has not happened there.",
-        (_STATUS, _VERSIONS, "dspy-observe registry show $PROGRAM $VERSION"),
+        (STATUS, _VERSIONS, "dspy-observe registry show $PROGRAM -e $ENVIRONMENT"),
         "The log line dspy.registry.reload_error names each difference between the stored program and the code. Deploy "
-        "the code that belongs to the version, or roll back to a version that fits: `" + _BACK + "`.",
+        "the code that belongs to the version, or roll back to a version that fits: `" + BACK + "`.",
     ),
     "DSPyRollbackFailed": Section(
         "A rollback was decided and could not be carried out.",
         "The bad version is still deployed.",
-        (_DECISIONS, _STATUS, "dspy-observe registry log $PROGRAM"),
-        "Read the reason in the decision. Roll back by hand: `" + _BACK + "`.",
+        (DECISIONS, STATUS, LOG),
+        "Read the reason in the decision. Roll back by hand: `" + BACK + "`.",
     ),
     "DSPyRollbackRefused": Section(
         "A rollback was asked for and held or rejected: frozen, cool-down, budget, approval pending, nothing to go "
         "back to, or fresh data did not confirm it.",
         "The version that was complained about is still deployed.",
-        (_DECISIONS, _STATUS),
-        "Read the reason. Approve it (`dspy-observe decisions approve ID`), roll back by hand, or leave it.",
+        (DECISIONS, STATUS),
+        "Read the reason. Approve it (`dspy-observe decisions approve ID`), "
+        f"roll back by hand (`{BACK}`), or leave it.",
     ),
     "DSPyRollbackDone": Section(
         "The previous version was put back.",
         "Users get the previous version's answers; the bad one is quarantined.",
-        (_DECISIONS, _STATUS, _VERSIONS),
+        (DECISIONS, STATUS, _VERSIONS),
         "Check that the errors end. Find out what was wrong with the version before you deploy a new one.",
     ),
     "DSPyRollbackDidNotHelp": Section(
         "Runs still end in errors although the version was changed.",
         "Users get errors, and the cause is not the version.",
         (
-            _DECISIONS,
+            DECISIONS,
+            LOG,
             _MODEL,
             (
                 "topk(5, sum by (module, status) "
                 '(rate(dspy_module_duration_seconds_count{program="$PROGRAM",status!="ok"}[5m])))'
             ),
         ),
-        'Freeze further rollbacks (`dspy-observe decisions freeze $PROGRAM --reason "looking outside"`) and look '
-        "there: provider, tools, data, calling code. When it is mended, lift it (`" + _UNFREEZE + "`) and deploy the "
-        "version again that was left wrongly: `dspy-observe registry deploy $PROGRAM $VERSION`.",
+        "Freeze further rollbacks "
+        "(`dspy-observe decisions freeze $PROGRAM -e $ENVIRONMENT --reason 'looking outside'`) and look there: "
+        f"provider, tools, data, calling code. When it is mended, lift it (`{UNFREEZE}`) and deploy the version again "
+        "that was left wrongly, out of its quarantine: "
+        "`dspy-observe registry deploy $PROGRAM $PREVIOUS -e $ENVIRONMENT --force --reason 'why'`.",
     ),
     "DSPyRollbackBudgetSpent": Section(
         "The program was rolled back as often as the limits allow within an hour.",
         "The next regression stays until a person acts.",
-        (_DECISIONS, "dspy-observe registry log $PROGRAM"),
+        (DECISIONS, LOG),
         "Several rollbacks in an hour mean that versions are not the cause, or that each is bad. Stop deploying; the "
         "budget fills up again by itself, unless one more was asked for meanwhile: that one froze the program, until "
-        "`" + _UNFREEZE + "`.",
+        "`" + UNFREEZE + "`.",
     ),
     "DSPyRollbackFrozen": Section(
         "Rollbacks of the program are frozen, by a person or because limits were exceeded.",
         "Regressions are only reported, and a rollout that runs takes no step by itself.",
-        (_STATUS, _DECISIONS, "dspy-observe rollout status $PROGRAM"),
-        "Lift it when its reason is gone: `" + _UNFREEZE + "`.",
+        (STATUS, DECISIONS, "dspy-observe rollout status $PROGRAM -e $ENVIRONMENT"),
+        "Lift it when its reason is gone: `" + UNFREEZE + "`.",
     ),
     "DSPyRedactionFailure": Section(
         "A detector raised while content was redacted.",

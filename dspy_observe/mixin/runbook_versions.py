@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import Final
 
-from dspy_observe.mixin.runbook_section import Section
+from dspy_observe.mixin.runbook_section import BACK, DECISIONS, DIFF, LOG, STATUS, Section
 
 __all__ = ["SECTIONS"]
 
-_DECISIONS = "dspy-observe decisions list"
-_STATUS = "dspy-observe registry status $PROGRAM"
-_LOG = "dspy-observe registry log $PROGRAM"
-_DIFF = "dspy-observe registry diff $PROGRAM $PREVIOUS $VERSION"
-_ROLLOUT = "dspy-observe rollout status $PROGRAM"
-_STOP = "dspy-observe rollout stop $PROGRAM"
-_BACK = "dspy-observe registry rollback $PROGRAM --reason 'why'"
+_HISTORY = "dspy-observe registry history $PROGRAM -e $ENVIRONMENT"
+_ROLLOUT = "dspy-observe rollout status $PROGRAM -e $ENVIRONMENT"
+_STOP = "dspy-observe rollout stop $PROGRAM -e $ENVIRONMENT"
+_CANARY_DIFF = "dspy-observe registry diff $PROGRAM $VERSION -e $ENVIRONMENT"
+"""From what runs to the canary."""
 _STATUSES = 'sum by (version, status) (rate(dspy_program_duration_seconds_count{program="$PROGRAM"}[5m]))'
 _MODULES = (
     "topk(5, sum by (version, module, status) (rate(dspy_module_duration_seconds_count"
@@ -36,8 +34,7 @@ _COST = (
 _TOKENS = 'sum by (version, kind) (rate(dspy_tokens_total{program="$PROGRAM"}[1h]))'
 _AUTOMATIC = (
     "The receiver gets this alert at once and puts the previous version back, unless a decision says why not. If "
-    "it was "
-    "held or rejected and you are sure, roll back by hand with the command above. Then keep the bad version in "
+    f"it was held or rejected and you are sure, roll back by hand: `{BACK}`. Then keep the bad version in "
     "quarantine, compile it again, and let `dspy-observe gate` pass it before it is deployed."
 )
 
@@ -46,14 +43,14 @@ SECTIONS: Final = {
         "One version's runs end in an error too often: beyond the fixed limit, and more than the program's other "
         "versions did within the baseline window. Refusals (429), time-outs and cancelled calls do not count.",
         "Callers get exceptions instead of answers.",
-        (_DECISIONS, _STATUS, _DIFF, _STATUSES, _MODULES),
+        (DECISIONS, STATUS, LOG, DIFF, _STATUSES, _MODULES),
         _AUTOMATIC + " If both versions fail, the cause is outside: a tool, the data, the calling code.",
     ),
     "DSPyVersionParseRegression": Section(
         "Replies to one version's prompts cannot be parsed into its output fields much more often than with the "
         "others.",
         "Each such reply costs a second call (DSPy asks again with another adapter) or an error.",
-        (_DECISIONS, _DIFF, _PARSE, _STATUSES),
+        (DECISIONS, LOG, DIFF, _PARSE, _STATUSES),
         _AUTOMATIC + " Usual causes: an instruction that asks for another format, a demo with broken fields, a model "
         "that was changed without recompiling.",
     ),
@@ -61,29 +58,29 @@ SECTIONS: Final = {
         "The mean of online scores of one version is more than 5 % below that of the other versions, and chance is no "
         "explanation.",
         "Answers are worse; callers see no error.",
-        (_DECISIONS, _STATUS, _SCORES, "dspy-observe registry history $PROGRAM $VERSION"),
+        (DECISIONS, STATUS, _SCORES, _HISTORY),
         _AUTOMATIC + " Look first whether the source of the scores changed: another judge, another group of users.",
     ),
     "DSPyVersionLatencyRegression": Section(
         "p95 of a version's good runs is well above that of the versions before it. Compared with the past, so it may "
         "be the provider's day as well; it does not roll back.",
         "Users wait; callers with time-outs may give up.",
-        (_STATUS, _P95, "program_model:dspy_lm_seconds:p95_increase1h"),
+        (STATUS, LOG, DIFF, _P95, "program_model:dspy_lm_seconds:p95_increase1h"),
         "Compare the LM's own latency: if that rose for all programs, wait or change the model. Else look for "
         "more calls "
-        "or longer prompts in the diff, and roll back by hand: `" + _BACK + "`.",
+        "or longer prompts in the diff, and roll back by hand: `" + BACK + "`.",
     ),
     "DSPyVersionCostRegression": Section(
         "A run of this version costs well more than a run of the versions before it.",
         "The bill grows with the same traffic.",
-        (_DIFF, _COST, _TOKENS),
+        (LOG, DIFF, _COST, _TOKENS),
         "More demos, longer instructions, another model or more retries show in the diff and in the tokens by kind. If "
-        "the quality is not worth it, roll back by hand: `" + _BACK + "`.",
+        "the quality is not worth it, roll back by hand: `" + BACK + "`.",
     ),
     "DSPyCanaryErrorRegression": Section(
         "The canary fails significantly more often than the stable side at the same moment.",
         "The part of the traffic that the canary gets sees errors; the rest is well.",
-        (_ROLLOUT, _DECISIONS, _DIFF, _MODULES),
+        (_ROLLOUT, DECISIONS, _CANARY_DIFF, _MODULES),
         "On the verdict regressed the router takes the canary's traffic away by itself. The receiver decides about the "
         "version if it is the deployed one, else it says stale. If the share is not 0 yet: `" + _STOP + "`; what is "
         "deployed then answers everybody.",
@@ -91,21 +88,21 @@ SECTIONS: Final = {
     "DSPyCanaryScoreRegression": Section(
         "The canary's answers score more than 5 % less than those of the stable side, and chance is no explanation.",
         "The part of the traffic that the canary gets sees worse answers.",
-        (_ROLLOUT, _DECISIONS, _SCORES),
+        (_ROLLOUT, DECISIONS, _SCORES),
         "As for DSPyCanaryErrorRegression. Both sides are scored by the same source at the same time, so a changed "
         "judge is no explanation.",
     ),
     "DSPyCanaryLatencyRegression": Section(
         "p95 of the canary's good runs is well above that of the stable side at the same moment.",
         "The part of the traffic that the canary gets waits longer.",
-        (_ROLLOUT, _DIFF, _P95),
+        (_ROLLOUT, _CANARY_DIFF, _P95),
         "The provider treats both sides alike, so the version is the cause: more calls, longer prompts, a slower "
         "model. Take latency out of the option rollback_signals if that is a price you pay.",
     ),
     "DSPyCanaryCostRegression": Section(
         "A run of the canary costs well more than one of the versions beside it.",
         "The bill grows once it is promoted.",
-        (_ROLLOUT, _DIFF, _COST, _TOKENS),
+        (_ROLLOUT, _CANARY_DIFF, _COST, _TOKENS),
         "Take cost out of the option rollback_signals if the better answers are worth it; else leave the version.",
     ),
     "DSPyEvaluationBelowBaseline": Section(
@@ -114,8 +111,8 @@ SECTIONS: Final = {
         "Answers are worse than what was released. On a set of fewer than about a hundred examples chance alone moves "
         "the mean by so much; take evaluation out of the option rollback_signals then.",
         (
-            _DECISIONS,
-            "dspy-observe registry history $PROGRAM $VERSION",
+            DECISIONS,
+            _HISTORY,
             'dspy_evaluation_score{program="$PROGRAM"}',
         ),
         _AUTOMATIC + " If the version's own score fell without a deployment, the model behind its name has changed: "
@@ -124,26 +121,26 @@ SECTIONS: Final = {
     "DSPyQualityRegressed": Section(
         "The monitor's sequential test has enough evidence that the version's scores are below its baseline.",
         "Answers are worse; callers see no error.",
-        (_DECISIONS, 'dspy_quality_evidence{program="$PROGRAM"}', _SCORES),
+        (DECISIONS, 'dspy_quality_evidence{program="$PROGRAM"}', _SCORES),
         _AUTOMATIC,
     ),
     "DSPyErrorBudgetBurnFast": Section(
         "Runs fail so often that 2 % of the month's error budget went within the last hour.",
         "Many callers get no answer right now.",
-        (_STATUSES, _MODULES, "program_model:dspy_provider_failures:ratio", _STATUS),
+        (_STATUSES, _MODULES, "program_model:dspy_provider_failures:ratio", STATUS),
         "Find the status that grows. error: see DSPyVersionErrorRegression and the modules. timeout and rate_limited: "
         "see DSPyProviderOutage and DSPyRateLimited.",
     ),
     "DSPyErrorBudgetBurnSlow": Section(
         "Runs fail often enough that 5 % of the month's error budget went within six hours.",
         "Some callers get no answer, for hours already.",
-        (_STATUSES, _MODULES, _LOG),
+        (_STATUSES, _MODULES, LOG),
         "As for DSPyErrorBudgetBurnFast; look for what changed six hours ago.",
     ),
     "DSPyErrorBudgetBurnDay": Section(
         "10 % of the month's error budget went within a day.",
         "A steady trickle of failures.",
-        (_STATUSES, _MODULES, _LOG),
+        (_STATUSES, _MODULES, LOG),
         "Work on it this week: the module that fails most is the place to begin.",
     ),
     "DSPyErrorBudgetBurnDays": Section(

@@ -14,9 +14,19 @@ from dspy_observe.mixin.options import DashboardOptions, duration
 from dspy_observe.mixin.promql import Alert, number, rule_of
 from dspy_observe.mixin.uids import links
 
-__all__ = ["Scene", "chosen_labels", "test_file"]
+__all__ = ["Scene", "beyond", "chosen_labels", "test_file", "within"]
 
 Expected = tuple[str, Mapping[str, str], float | None]
+
+
+def beyond(usual: float, limit: float) -> float:
+    """A part of 1 that is well beyond a limit: the usual one, or midway to 1 where the options' limit is too high."""
+    return usual if usual >= 1.25 * limit else round((limit + 1) / 2, 6)
+
+
+def within(usual: float, limit: float) -> float:
+    """A part of 1 that is well within a limit: the usual one, or half the limit where the options' limit is too low."""
+    return usual if usual <= limit / 1.25 else round(limit / 2, 6)
 
 
 class Scene:

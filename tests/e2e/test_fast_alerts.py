@@ -229,7 +229,9 @@ def test_a_provider_that_goes_down_is_no_regression(loop: tuple[Service, Hook, P
     server.wait_for('increase(dspy_requests_total{status="ok"}[10s] offset 15s) > 0', 60)  # it is known to answer
     service.respond = down
     server.wait_for('ALERTS{alertname="DSPyProviderOutage",alertstate="firing",program="bot"}', 60)
-    server.wait_for('program_version:dspy_errors:ratio_increase15s{version="v1"} > 0.99', 60)
+    runs = 'dspy_program_duration_seconds_count{version="v1"}[15s]'
+    failed = runs.replace("}", ',status="error"}')
+    server.wait_for(f"sum(increase({failed})) / sum(increase({runs})) > 0.99", 60)
     before = len(hook.alerts(WATCHDOG_ALERT))
     wait_until(lambda: len(hook.alerts(WATCHDOG_ALERT)) > before, "another watchdog", 60)  # the path works
     assert hook.rollbacks() == []
