@@ -132,7 +132,7 @@ class VersionMethods(RegistryCore):
         Raises:
             UnknownSignature, UnknownVersion: There is no such version.
             VersionExists: A version has this name.
-            InvalidName: The alias cannot be used, or looks like a hash: 12 to 64 digits from 0 to f.
+            InvalidName: The alias cannot be used, or is what another version may be asked for by.
         """
         self._check(name, alias=alias)
 

@@ -80,7 +80,7 @@ def resolve(view: View, version: str) -> StoredVersion:
     if found is None:
         found = meant
     elif meant is not None and meant.version_hash != found.version_hash:
-        found = None  # a name that looks like a hash, as earlier releases took them, must not hide whose hash it is
+        found = None  # a name that looks like a hash must not hide whose hash it is
     if found is None:
         raise UnknownVersion(view.name, version, known=(one.version for one in view.versions()))
     return found
@@ -138,7 +138,7 @@ def add(
 
     Raises:
         VersionExists: The name belongs to other content, or is the alias of another version.
-        InvalidName: There is no name, or it looks like a hash.
+        InvalidName: There is no name, or it is what another version may be asked for by.
     """
     there = txn.by_hash(draft.version_hash) if txn.exists else None
     if there is not None:
@@ -150,7 +150,7 @@ def add(
             txn.set_mark(Mark("note", key, there.version, there.version_hash, at, draft.author, None, data))
         return there, False
     head = txn.head()
-    name = _free_name(txn, version, head, at, auto)
+    name = _free_name(txn, draft, version, head, at, auto)
     record = StoredVersion(
         name, head.next_sequence, draft.version_hash, at, draft.configuration, draft.metadata, draft.author,
         draft.program_id, draft.program_hash,
@@ -180,22 +180,30 @@ def alias(txn: Transaction, name: str, record: StoredVersion, at: datetime, acto
 
     Raises:
         VersionExists: A version has this name.
-        InvalidName: It looks like a hash.
+        InvalidName: It is what another version may be asked for by.
     """
-    _refuse_hash("alias", name)
+    _refuse_hash(txn, "alias", name, record.version_hash)
     if txn.version(name) is not None:
         raise VersionExists(f"{txn.name!r} has a version named {name!r}", expected=record.version, current=name)
     txn.set_mark(Mark("alias", name, record.version, record.version_hash, at, actor))
 
 
-def _refuse_hash(kind: str, name: str) -> None:
-    """A new name must not be what somebody may ask for another version by."""
-    if names.like_hash(name):
-        problem = "it looks like a hash, by which versions are asked for, too; put a letter in front, such as v"
+def _refuse_hash(txn: Transaction, kind: str, name: str, version_hash: str) -> None:
+    """A new name must not be what somebody may ask for another version by: a commit's id is a good name, a hash none.
+
+    Args:
+        txn: The signature.
+        kind: What is named.
+        name: The name.
+        version_hash: The hash of the version that gets it.
+    """
+    other = txn.by_hash(name) if names.like_hash(name) else None
+    if names.is_hash(name) or (other is not None and other.version_hash != version_hash):
+        problem = "it is a hash, by which versions are asked for, too; put a letter in front, such as v"
         raise InvalidName(kind, name, problem)
 
 
-def _free_name(txn: Transaction, version: str | None, head: Head, at: datetime, auto: str | None) -> str:
+def _free_name(txn: Transaction, draft: Draft, version: str | None, head: Head, at: datetime, auto: str | None) -> str:
     if version is not None:
         other = txn.version(version)
         if other is not None:
@@ -205,14 +213,14 @@ def _free_name(txn: Transaction, version: str | None, head: Head, at: datetime, 
             )  # fmt: skip
         if txn.mark("alias", version) is not None:
             raise Conflict(f"{version!r} is an alias in {txn.name!r}", expected=None, current=version)
-        _refuse_hash("version", version)
+        _refuse_hash(txn, "version", version, draft.version_hash)
         return version
     if auto is None:
         raise InvalidName("version", None, "auto_version is off, so the caller has to give one")
     name = at.strftime(auto)
     # Rising, so that a name of a version that was cleaned up is not given to other content in the same second.
     taken = txn.version(name) is not None or txn.mark("alias", name) is not None
-    if taken or name <= head.last_name or names.like_hash(name):
+    if taken or name <= head.last_name or (names.like_hash(name) and txn.by_hash(name) is not None):
         name = f"{name}_{head.next_sequence}"
     while txn.version(name) is not None or txn.mark("alias", name) is not None:
         name += "_"
