@@ -14,6 +14,7 @@ from dspy_observe.errors import ConfigurationError
 
 __all__ = [
     "at_least",
+    "check_at_least",
     "check_bool",
     "env_default",
     "one_of",
@@ -63,6 +64,24 @@ def check_bool(field: str, value: object) -> None:
     """
     if not isinstance(value, bool):
         raise ConfigurationError(field, f"a {type(value).__name__} is no switch", "Use True or False")
+
+
+def check_at_least(field: str, value: object, least: int, fix: str) -> None:
+    """Refuse what is no whole number, or a smaller one.
+
+    Args:
+        field: The option, such as ``Metrics.max_label_values``.
+        value: What was given for it.
+        least: The smallest number that works.
+        fix: What to use instead.
+
+    Raises:
+        ConfigurationError: It is something else.
+    """
+    if type(value) is not int:
+        raise ConfigurationError(field, f"{value!r} is no whole number", fix)
+    if value < least:
+        raise ConfigurationError(field, f"{value!r} is below {least}", fix)
 
 
 def unknown_variables(*rooms: str) -> list[str]:

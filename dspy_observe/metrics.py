@@ -42,7 +42,7 @@ from dspy_observe.conventions import (
     UNKNOWN_LABEL,
     MetricSpec,
 )
-from dspy_observe.environment import at_least, env_default, parse_floats
+from dspy_observe.environment import at_least, check_at_least, env_default, parse_floats
 from dspy_observe.errors import ConfigurationError
 from dspy_observe.redaction import redact_given_name, redact_name
 
@@ -116,11 +116,7 @@ class Metrics:
                 "Metrics.collector_registry", f"{kind} is no registry", "Pass a prometheus_client.CollectorRegistry"
             )
         _check_bounds(self.latency_buckets_s)
-        if type(self.max_label_values) is not int or self.max_label_values < 1:
-            problem = "is below 1" if type(self.max_label_values) is int else "is no whole number"
-            raise ConfigurationError(
-                "Metrics.max_label_values", f"{self.max_label_values!r} {problem}", "Use 1 or more; 100 is the default"
-            )
+        check_at_least("Metrics.max_label_values", self.max_label_values, 1, "Use 1 or more; 100 is the default")
 
 
 def _check_bounds(bounds: object) -> None:

@@ -172,12 +172,8 @@ def _collect(source: Mapping[Any, Any], found: list[str], depth: int, is_secret:
         if kind in _NUMBERS:
             continue
         if kind is str or isinstance(value, str):
-            if len(value) < _MIN_SECRET:
-                continue
-            if isinstance(name, str) and is_secret(name):
-                _take(value, found)
-            if value.find("://", 0, _SCHEME_CHARS) > 0:
-                _take_from_url(value, found, is_secret)
+            if len(value) >= _MIN_SECRET:
+                _collect_text(value, isinstance(name, str) and is_secret(name), found, is_secret)
         elif depth < _MAX_DEPTH:
             if kind is dict or isinstance(value, Mapping):
                 _collect(value, found, depth + 1, is_secret)
@@ -193,12 +189,8 @@ def _collect_items(
     secrets = isinstance(name, str) and strict(name)
     for value in islice(values, _MAX_ITEMS):
         if isinstance(value, str):
-            if len(value) < _MIN_SECRET:
-                continue
-            if secrets:
-                _take(value, found)
-            if value.find("://", 0, _SCHEME_CHARS) > 0:
-                _take_from_url(value, found, is_secret)
+            if len(value) >= _MIN_SECRET:
+                _collect_text(value, secrets, found, is_secret)
         elif isinstance(value, Mapping):
             _collect(value, found, depth, is_secret)
             if "value" in value:
@@ -208,6 +200,14 @@ def _collect_items(
             if len(value) == 2 and isinstance(value[0], str):  # noqa: PLR2004 - headers are also given as pairs
                 _collect_pair(value[0], value[1], found, is_secret)
             _collect_items(name, value, found, depth + 1, is_secret)
+
+
+def _collect_text(value: str, named: bool, found: list[str], is_secret: Callable[[str], bool]) -> None:
+    """Take a text that is named like a credential, and the credentials of an address."""
+    if named:
+        _take(value, found)
+    if value.find("://", 0, _SCHEME_CHARS) > 0:
+        _take_from_url(value, found, is_secret)
 
 
 def _collect_pair(name: Any, value: Any, found: list[str], is_secret: Callable[[str], bool]) -> None:

@@ -53,7 +53,7 @@ from dspy_observe.callbacks.otel.inference import Inference, open_inference
 from dspy_observe.callbacks.otel.pipeline import Pipeline
 from dspy_observe.callbacks.otel.shield import shield_spans
 from dspy_observe.callbacks.otel.spans import CallSpan, SpanMaker, is_light
-from dspy_observe.environment import at_least, check_bool, env_default, one_of, parse_bool
+from dspy_observe.environment import at_least, check_at_least, check_bool, env_default, one_of, parse_bool
 from dspy_observe.errors import ConfigurationError
 from dspy_observe.handoff import Handoff
 from dspy_observe.ledger import LEDGER
@@ -96,11 +96,7 @@ class Tracing:
             raise ConfigurationError(
                 "Tracing.capture_content", f"{self.capture_content!r} is no mode", f"Use one of {modes}"
             )
-        if type(self.max_content_chars) is not int or self.max_content_chars < 1:
-            problem = "is below 1" if type(self.max_content_chars) is int else "is no whole number"
-            raise ConfigurationError(
-                "Tracing.max_content_chars", f"{self.max_content_chars!r} {problem}", "Use 1 or more characters"
-            )
+        check_at_least("Tracing.max_content_chars", self.max_content_chars, 1, "Use 1 or more characters")
         for name, method in (("tracer_provider", "get_tracer"), ("meter_provider", "get_meter")):
             value = getattr(self, name)
             if value is not None and not callable(getattr(value, method, None)):
