@@ -9,6 +9,8 @@ that were killed. Call :func:`worker_exited` when a worker ends (gunicorn's ``ch
 once. A ``port`` of ours is taken
 by the first worker that asks; it answers for all, the others go on without one.
 https://prometheus.github.io/client_python/multiprocess/
+
+The file is long because all that touches prometheus_client stands in it: options, series, and the page.
 """
 
 from __future__ import annotations

@@ -212,19 +212,24 @@ def test_503_when_nothing_was_stored_so_that_it_comes_again(
     assert deployed(registry) == "v2"
 
 
+def undecidable(monkeypatch: pytest.MonkeyPatch, registry: SignatureRegistry, program: str, error: Exception) -> None:
+    """Have the registry raise where one program is decided about; the others are decided as ever."""
+    real = registry.decide
+
+    def partly(name: str, *arguments: Any, **named: Any) -> Any:
+        if name == program:
+            raise error
+        return real(name, *arguments, **named)
+
+    monkeypatch.setattr(registry, "decide", partly)
+
+
 def test_200_when_part_was_stored(
     receive: Receive, registry: SignatureRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What could not be decided is named."""
     fill(registry, "a", "b", program="other")
-    real = registry.decide
-
-    def partly(name: str, *arguments: Any, **named: Any) -> Any:
-        if name == "qa":
-            raise StoreUnavailable("away")
-        return real(name, *arguments, **named)
-
-    monkeypatch.setattr(registry, "decide", partly)
+    undecidable(monkeypatch, registry, "qa", StoreUnavailable("away"))
     reply = receive().post(several(sample_alert("qa", "v3"), sample_alert("other", "b")))
     assert reply.status_code == 200
     assert [one.get("error") for one in reply.json()["decisions"]] == ["StoreUnavailable", None]
@@ -281,14 +286,7 @@ def test_fault_of_ours_with_one_alert_is_counted_and_keeps_back_no_other(
 ) -> None:
     """The answer names the fault and quotes nothing of it; what was stored is not asked for again."""
     fill(registry, "a", "b", program="other")
-    real = registry.decide
-
-    def partly(name: str, *arguments: Any, **named: Any) -> Any:
-        if name == "qa":
-            raise RuntimeError("a bug that quotes something")
-        return real(name, *arguments, **named)
-
-    monkeypatch.setattr(registry, "decide", partly)
+    undecidable(monkeypatch, registry, "qa", RuntimeError("a bug that quotes something"))
     made = receive()
     assert made.post(sample_alert("qa", "v3")).status_code == 503
     reply = made.post(several(sample_alert("qa", "v3"), sample_alert("other", "b")))

@@ -17,6 +17,8 @@ Order and composition
     Any. Two of them on one provider make one span. Where another instrumentation has already opened an inference span
     and says so in the context, the LM call gets no second one: ours puts cost, cache hit and program on theirs. That
     needs one provider for both, as nesting does; spans on two providers share their trace id only.
+
+The file is long because its page, its options and every hook of one callback stand in it.
 """
 
 from __future__ import annotations
